@@ -1,0 +1,133 @@
+"""Interactive evaluation: deterministic clicks, IoU and boundary IoU of every mask at every round (METHOD section 8)."""
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from sumlib.config import EvaluateConfig, RunConfig
+from sumlib.data import TASK_GROUPS, Dataset, Sample
+from sumlib.masks import mask_box
+from sumlib.metrics import boundary_iou, mask_iou
+from sumlib.model import Sum
+from sumlib.sampler import boundary_click, first_click, next_click
+
+GROUP_OF = {name: group for group, names in TASK_GROUPS.items() for name in names}
+"""Test set -> task group."""
+_CHUNK_PIXELS = 96 * 64 * 64  # masks are decoded together up to this many pixels
+
+
+@dataclass(frozen=True)
+class _Masks:
+    """Masks of several images of one size, as one batch."""
+
+    embedding: Tensor  # (B, C, h, w)
+    image: Tensor  # (N,) index into embedding
+    target: Tensor  # (N, H, W) bool
+    keys: list[tuple[str, int]]  # image name and mask number
+
+
+def evaluate_run(
+    model: Sum, datasets: Sequence[Dataset], *, run: RunConfig, config: EvaluateConfig, trained_tasks: Collection[int] = (),
+    prompts: Sequence[str] | None = None,
+) -> pd.DataFrame:  # fmt: skip
+    """Evaluate ``model`` on the good samples of each data set; one row a mask, first prompt, setting and round.
+
+    ``prompts`` are the first prompts ("point", "box", "boundary-point"), by default the configuration's; a boundary point is
+    a single round (Table 5). ``trained_tasks`` are the task ids of the run's human masks: a set of another task is prompted
+    with id 0, "unspecified". Columns: run, model, train_set, seed, task, dataset, image, mask, prompt, setting, round,
+    iou, biou.
+    """
+    model.eval()
+    rows = []
+    for dataset in tqdm(datasets, desc=f"evaluate {run.name}"):
+        good = dataset.good()
+        task = dataset.task if dataset.task in trained_tasks else 0
+        samples = (good[i] for i in range(len(good) if config.limit_images is None else min(len(good), config.limit_images)))
+        for masks in _batches(model, samples):
+            for prompt in prompts or config.prompts:
+                for setting in config.settings:
+                    rounds = 1 if prompt == "boundary-point" else config.rounds
+                    scores = interact(model, masks.embedding, masks.image, masks.target, prompt=prompt, setting=setting, rounds=rounds,
+                                      task=task, task_rounds=run.task_prompt, boundary_distance=config.boundary_distance)  # fmt: skip
+                    rows.append(_rows(masks, scores, dataset=dataset.name, task=GROUP_OF.get(dataset.name, dataset.name),
+                                      prompt=prompt, setting=setting))  # fmt: skip
+    table = pd.concat(rows, ignore_index=True)
+    for column, value in (("seed", run.seed), ("train_set", run.train_set), ("model", run.model), ("run", run.name)):
+        table.insert(0, column, value)
+    return table.sort_values(["dataset", "image", "mask", "prompt", "setting", "round"], kind="stable", ignore_index=True)
+
+
+def _batches(model: Sum, samples: Iterator[Sample]) -> Iterator[_Masks]:
+    """Gather masks of equally large images into batches of bounded size."""
+    held: list[Sample] = []
+    for sample in samples:
+        pixels = sum(s.masks.size for s in held) + sample.masks.size
+        if held and (sample.image.shape != held[0].image.shape or pixels > _CHUNK_PIXELS):
+            yield _embed(model, held)
+            held = []
+        held.append(sample)
+    if held:
+        yield _embed(model, held)
+
+
+@torch.no_grad()
+def _embed(model: Sum, samples: list[Sample]) -> _Masks:
+    embedding = model.encode(torch.stack([model.preprocess(s.image) for s in samples]))
+    counts = torch.tensor([len(s.masks) for s in samples])
+    keys = [(s.name, k) for s in samples for k in range(len(s.masks))]
+    target = torch.from_numpy(np.concatenate([s.masks for s in samples]))
+    return _Masks(embedding, torch.arange(len(samples)).repeat_interleave(counts), target, keys)
+
+
+@torch.no_grad()
+def interact(
+    model: Sum, embedding: Tensor, image: Tensor, target: Tensor, *, prompt: str, setting: str, rounds: int, task: int = 0,
+    task_rounds: str = "none", boundary_distance: int = 10, keep: bool = False,
+) -> list[tuple[Tensor, ...]]:  # fmt: skip
+    """Prompt N masks for ``rounds`` rounds; one (IoU (N,), boundary IoU (N,)) a round, with ``keep`` also the masks (N, H, W).
+
+    ``embedding`` (B, C, h, w), ``image`` (N,) index into it, ``target`` (N, H, W) bool at the original size. In the oracle
+    setting a first round's best of three outputs, by IoU with the target, is taken and shown to the model again; in the
+    single setting output 0. ``task_rounds``: "none", "first" or "continuous".
+    """
+    if prompt not in ("point", "box", "boundary-point") or setting not in ("oracle", "single"):
+        raise ValueError(f"no first prompt {prompt!r} or setting {setting!r}; known are point, box, boundary-point; oracle, single")
+    n, size, each = len(target), target.shape[1:], embedding[image]
+    if prompt == "box":
+        box = model.to_input_frame(mask_box(target).view(n, 2, 2).float(), size)
+        xy, codes = box, torch.tensor([[2, 3]]).expand(n, -1)
+    else:
+        click = first_click(target) if prompt == "point" else boundary_click(target, boundary_distance)
+        xy = torch.stack([model.to_input_frame(click.float(), size), torch.zeros(n, 2)], 1)
+        codes = torch.tensor([[1, -1]]).expand(n, -1)
+    previous, results, rows = None, [], torch.arange(n)
+    for number in range(rounds):
+        given = task_rounds == "continuous" or (task_rounds == "first" and number == 0)
+        low, _ = model.decode_codes(each, xy, codes, mask_inputs=previous, tasks=torch.full((n,), task) if given else None)
+        low = low[:, 1:] if number == 0 and setting == "oracle" else low[:, :1]
+        masks = model.upscale(low, size) > 0  # (N, K, H, W)
+        k = masks.shape[1]
+        iou = mask_iou(masks.flatten(0, 1), target.repeat_interleave(k, 0)).view(n, k)
+        best = iou.argmax(1)
+        mask, previous = masks[rows, best], low[rows, best][:, None]
+        results.append((iou[rows, best], boundary_iou(mask, target), *([mask] if keep else [])))
+        if number + 1 < rounds:
+            point, label = next_click(target, mask)
+            xy = torch.cat([xy, model.to_input_frame(point.float(), size)[:, None]], 1)
+            codes = torch.cat([codes, label[:, None]], 1)
+    return results
+
+
+def _rows(masks: _Masks, scores: list[tuple[Tensor, Tensor]], **same) -> pd.DataFrame:
+    """The batch's results as rows."""
+    parts = []
+    for number, (iou, biou) in enumerate(scores, start=1):
+        names, numbers = zip(*masks.keys)
+        parts.append(pd.DataFrame({"task": same["task"], "dataset": same["dataset"], "image": names, "mask": numbers, "prompt": same["prompt"],
+                                   "setting": same["setting"], "round": number, "iou": iou.numpy(), "biou": biou.numpy()}))  # fmt: skip
+    return pd.concat(parts, ignore_index=True)

@@ -1,0 +1,231 @@
+"""Interactive fine-tuning on human masks and pseudo-labels, heeding the uncertainty map (METHOD sections 4 and 5).
+
+The same step trains every model of the comparison; a `RunConfig` says which losses, labels, prompts and task prompts it
+uses. All of them see the same number of prompts an iteration.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from sumlib.config import Config, FinetuneConfig, RunConfig
+from sumlib.data import Dataset, open_dataset
+from sumlib.losses import dice_loss, focal_loss
+from sumlib.masks import mask_box, pad_to_square
+from sumlib.metrics import mask_iou
+from sumlib.model import Sum, load_sam
+from sumlib.pseudo import PseudoLabels
+from sumlib.sampler import sample_point
+from sumlib.train import Schedule, fingerprint, fit
+from sumlib.tuning import parameter_groups
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B images and N prompts' targets in the model's input frame of S x S pixels."""
+
+    pixels: Tensor
+    """(B, 3, S, S) float32, normalised and padded."""
+    image: Tensor
+    """(N,) index of each target's image."""
+    target: Tensor
+    """(N, S, S) bool."""
+    certainty: Tensor
+    """(N, S, S) float32 in [0, 1]; one for human masks."""
+    backup: Tensor
+    """(N, 2) x, y of the point that made the pseudo-label; -1 for human masks."""
+    task: Tensor
+    """(N,) task ids."""
+
+
+class Source(Protocol):
+    """Draws one image with ``prompts`` of its masks, with replacement if it has fewer."""
+
+    def draw(self, model: Sum, prompts: int, generator: torch.Generator) -> Batch: ...
+
+
+def _choose(weights: Tensor, prompts: int, generator: torch.Generator) -> np.ndarray:
+    """``prompts`` indices drawn with probability ``weights`` (M,): without repeats as far as they go."""
+    count = len(weights)
+    rounds = [torch.multinomial(weights, count, generator=generator) for _ in range(-(-prompts // count))]
+    return torch.cat(rounds)[:prompts].numpy()
+
+
+def _framed(maps: np.ndarray, model: Sum) -> Tensor:
+    """Maps (K, H, W) bool or float -> float32 (K, S, S) in the model's input frame, padded with zeros."""
+    size = model.sam.image_encoder.img_size
+    frame = model.input_size(*maps.shape[1:])
+    maps = torch.from_numpy(maps).float()
+    if frame != tuple(maps.shape[1:]):
+        maps = F.interpolate(maps[:, None], frame, mode="bilinear", align_corners=False)[:, 0]
+    return maps if frame == (size, size) else pad_to_square(maps, size)
+
+
+class HumanSource:
+    """Images of human-annotated sets, each equally likely (METHOD section 6)."""
+
+    def __init__(self, datasets: Sequence[Dataset]):
+        self.datasets = [d.good() for d in datasets]
+        self.starts = np.cumsum([0, *(len(d) for d in self.datasets)])
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def draw(self, model: Sum, prompts: int, generator: torch.Generator) -> Batch:
+        index = int(torch.randint(len(self), (), generator=generator))
+        which = int(np.searchsorted(self.starts, index, side="right")) - 1
+        sample = self.datasets[which][index - self.starts[which]]
+        masks = sample.masks[_choose(torch.ones(len(sample.masks)), prompts, generator)]
+        target = _framed(masks, model) > 0.5
+        return Batch(model.preprocess(sample.image)[None], torch.zeros(prompts, dtype=torch.long), target,
+                     torch.ones(target.shape), torch.full((prompts, 2), -1.0), torch.full((prompts,), sample.task))  # fmt: skip
+
+
+class PseudoSource:
+    """Unlabeled images with SAM's masks, or the refined ones, and their certainty (METHOD sections 2 and 3).
+
+    A mask is drawn with probability 1 / area. SA-1B has a hundred masks an image, most of them small; where SAM finds only a
+    handful, drawing them evenly would show the model mostly whole objects.
+    """
+
+    def __init__(self, images: Dataset, labels: PseudoLabels, kind: str):
+        numbers = {name: i for i, name in enumerate(images.names)}
+        self.images, self.labels, self.kind = images, labels, kind
+        self.numbers = [numbers[name] for name in labels.images]
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def draw(self, model: Sum, prompts: int, generator: torch.Generator) -> Batch:
+        sample = self.images[self.numbers[int(torch.randint(len(self), (), generator=generator))]]
+        label = self.labels[sample.name]
+        masks = label.masks if self.kind == "sam" else label.refined
+        area = masks.sum((1, 2))
+        usable = np.flatnonzero(area)
+        chosen = usable[_choose(torch.from_numpy(1 / area[usable]), prompts, generator)]
+        target = _framed(masks[chosen], model) > 0.5
+        backup = model.to_input_frame(torch.from_numpy(label.points[chosen]).float(), sample.image.shape[:2])
+        return Batch(model.preprocess(sample.image)[None], torch.zeros(prompts, dtype=torch.long), target,
+                     _framed(label.certainty[chosen], model), backup, torch.zeros(prompts, dtype=torch.long))  # fmt: skip
+
+
+def collate(parts: Sequence[Batch]) -> Batch:
+    """One batch of several images."""
+    image = torch.cat([part.image + b for b, part in enumerate(parts)])
+    return Batch(image=image, **{name: torch.cat([getattr(part, name) for part in parts])
+                                 for name in ("pixels", "target", "certainty", "backup", "task")})  # fmt: skip
+
+
+def jittered_boxes(target: Tensor, generator: torch.Generator, jitter: float = 0.1) -> Tensor:
+    """Boxes (N, 4) XYXY of masks (N, S, S), each side moved by up to ``jitter`` of the box's size, both ways."""
+    box = mask_box(target)
+    size = (box[:, 2:] - box[:, :2]).repeat(1, 2)
+    return (box + (2 * torch.rand(box.shape, generator=generator) - 1) * jitter * size).clamp(0, target.shape[-1] - 1)
+
+
+def _first_prompt(batch: Batch, weight: Tensor | None, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Round 1: a box or a random positive point, 50/50; (N, 2, 2) x, y and (N, 2) codes of `Sum.decode_codes`."""
+    n = len(batch.target)
+    boxed = torch.rand(n, generator=generator) < 0.5
+    point, found = sample_point(batch.target, weight, generator=generator)
+    point = torch.where((found | (batch.backup[:, 0] < 0))[:, None], point.float(), batch.backup)
+    corners = jittered_boxes(batch.target, generator).view(n, 2, 2)
+    xy = torch.where(boxed[:, None, None], corners, torch.stack([point, torch.zeros(n, 2)], 1))
+    return xy, torch.where(boxed[:, None], torch.tensor([[2, 3]]), torch.tensor([[1, -1]]))
+
+
+def _next_prompt(batch: Batch, prediction: Tensor, weight: Tensor | None, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Rounds 2 to R - 1: a point of the error region, (N, 1, 2) and its code (N, 1).
+
+    Where the region is empty or has no certain pixel: the backup point for pseudo-labels, none for human masks.
+    """
+    point, found = sample_point(prediction != batch.target, weight, generator=generator)
+    label = batch.target[torch.arange(len(point)), point[:, 1], point[:, 0]].long()
+    made = batch.backup[:, 0] >= 0
+    point = torch.where((~found & made)[:, None], batch.backup, point.float())
+    label = torch.where(found, label, torch.where(made, 1, -1))
+    return point[:, None], label[:, None]
+
+
+def mask_losses(logits: Tensor, batch: Batch, certainty: Tensor | None, config: FinetuneConfig) -> Tensor:
+    """20 x focal + dice of each output, (N, K, S, S) -> (N, K), weighted by ``certainty`` (N, S, S) if given (eq. 1, 2)."""
+    n, k = logits.shape[:2]
+    spread = lambda m: m[:, None].expand(-1, k, -1, -1).flatten(0, 1)  # noqa: E731
+    flat, target, weight = logits.flatten(0, 1), spread(batch.target), None if certainty is None else spread(certainty)
+    loss = config.focal_weight * focal_loss(flat, target, weight) + config.dice_weight * dice_loss(flat, target, weight, threshold=config.theta)
+    return loss.view(n, k)
+
+
+def interactive_step(model: Sum, batch: Batch, run: RunConfig, config: FinetuneConfig, generator: torch.Generator) -> dict[str, float]:
+    """One batch through all rounds, back-propagated round by round; returns the mean losses of the first and last round.
+
+    A single prompt (round 1) gets the three masks, of which only the best one is trained; later rounds get one mask.
+    The decoder's graph of a round is freed before the next one starts; the encoder is back-propagated once.
+    """
+    certainty = batch.certainty if run.uncertainty_loss else None
+    weight = batch.certainty if run.uncertainty_sampling else None
+    size, rows = batch.pixels.shape[-1], torch.arange(len(batch.target))
+    with torch.autocast(batch.pixels.device.type, torch.bfloat16, enabled=config.bf16):
+        embedding = model.encode(batch.pixels).float()
+    leaf = embedding.detach().requires_grad_()
+    xy, codes = _first_prompt(batch, weight, generator)
+    previous, losses = None, []
+    for number in range(config.rounds):
+        tasks = batch.task if run.task_prompt == "continuous" or (run.task_prompt == "first" and number == 0) else None
+        with torch.autocast(batch.pixels.device.type, torch.bfloat16, enabled=config.bf16):
+            low, score = model.decode_codes(leaf[batch.image], xy, codes, mask_inputs=previous, tasks=tasks)
+        low, score = (low.float()[:, 1:], score.float()[:, 1:]) if number == 0 else (low.float()[:, :1], score.float()[:, :1])
+        logits = low if low.shape[-1] == size else F.interpolate(low, (size, size), mode="bilinear", align_corners=False)
+        each = mask_losses(logits, batch, certainty, config)  # (N, K)
+        best = each.detach().argmin(1)
+        prediction = logits[rows, best].detach() > 0
+        loss = (each[rows, best] + config.iou_weight * (score[rows, best] - mask_iou(prediction, batch.target)) ** 2).mean()
+        loss.backward()
+        losses.append(loss.item())
+        previous = low[rows, best].detach()[:, None]
+        if number < config.rounds - 2:  # the last round brings no new point
+            point, label = _next_prompt(batch, prediction, weight, generator)
+            xy, codes = torch.cat([xy, point], 1), torch.cat([codes, label], 1)
+    if embedding.requires_grad:
+        embedding.backward(leaf.grad)
+    return {"first_round": losses[0], "last_round": losses[-1]}
+
+
+def sources(config: Config, run: RunConfig, labels: Path | None) -> tuple[HumanSource, PseudoSource | None]:
+    """The data of a run; ``labels`` is the Parquet file of its budget's pseudo-labels."""
+    human = HumanSource([open_dataset(name, config.data_root) for name in config.data.human[run.budget]])
+    if not run.unlabeled:
+        return human, None
+    images = open_dataset(config.data.unlabeled, config.data_root)
+    return human, PseudoSource(images, PseudoLabels(labels), run.labels)
+
+
+def finetune(config: Config, run: RunConfig, labels: Path | None, *, resume: Path | None = None) -> tuple[Sum, pd.DataFrame]:
+    """Fine-tune the foundation model as ``run`` says; returns the model and its log.
+
+    Task ids that the run does not train stay at zero. ``resume`` is where a killed run goes on from.
+    """
+    settings = config.finetune
+    model = Sum(load_sam(config.model.type, config.checkpoint, sha256=config.model.sha256)).train()
+    human, unlabeled = sources(config, run, labels)
+    counts = config.images_per_iteration(run)
+    groups = parameter_groups(model, settings, run.task_prompt != "none")
+    optimiser = torch.optim.AdamW(groups, lr=settings.lr)
+
+    def step(generator: torch.Generator) -> dict[str, float]:
+        drawn = [source.draw(model, settings.prompts_per_image, generator)
+                 for source, count in zip((human, unlabeled), counts) for _ in range(count)]  # fmt: skip
+        return interactive_step(model, collate(drawn), run, settings, generator)
+
+    mark = fingerprint(settings.__dict__, run.__dict__, config.checkpoint, *([labels] if run.unlabeled else []), len(human))
+    schedule = Schedule(settings.iterations, settings.warmup)
+    log = fit(step, model, optimiser, schedule, seed=run.seed, clip=settings.clip, resume=resume, mark=mark,
+              every=settings.checkpoint_every, title=run.name)  # fmt: skip
+    return model.eval(), log

@@ -1,0 +1,393 @@
+"""Pre-training of the micro SAM, the foundation model that everything else starts from.
+
+As the real SAM it learns entities and parts, hardly groups, from labels whose outlines are systematically coarse
+(`sumlib.data.world.coarse`), with points, boxes and mask prompts over several rounds, three outputs of which the best is
+trained, and an IoU head. Two auxiliary heads on the encoder speed this up and are thrown away afterwards: one matches
+pixel features with those of a query pixel (dense supervision), one paints the image back (as SAM's MAE initialisation,
+it keeps detail in the embedding that coarse labels alone would let go).
+
+    python -m sumlib.foundation --out artifacts/foundation     # resumable; writes sam.safetensors and log.jsonl
+"""
+
+import argparse
+import json
+import math
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, distributed, multiprocessing, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from sumlib.data import Sample
+from sumlib.data.micro import broad_style
+from sumlib.data.world import SIZE, coarse, make_scene
+from sumlib.metrics import mask_iou
+from sumlib.model import Sum, build_sam_micro, save_sam
+from sumlib.sampler import first_click, next_click, sample_point
+
+SMALLEST = 14
+"""Pixels of the smallest masks it is trained on; smaller than those of any data set."""
+
+Example = tuple[np.ndarray, np.ndarray, str]
+"""Image (H, W, 3) uint8, target masks (M, H, W) bool with M > 0, and their level."""
+
+
+@dataclass(frozen=True)
+class FoundationConfig:
+    """How the shipped checkpoint was made."""
+
+    scenes: int = 20000
+    iterations: int = 2600
+    dense_only: float = 0.15
+    """Share of the iterations with the auxiliary heads alone."""
+    images: int = 16
+    """Per iteration, shared by the workers."""
+    prompts: int = 5
+    workers: int = 2
+    """Data-parallel processes of one thread each; a quarter faster here than two threads of one process."""
+    rounds: tuple[int, ...] = (2, 3, 3, 3, 6)
+    """Interactive rounds of the iterations, in turn."""
+    late: float = 0.67
+    """Share of the iterations after which `late_rounds` are used."""
+    late_rounds: tuple[int, ...] = (3, 6, 6)
+    lr: float = 1.2e-3
+    weight_decay: float = 0.05
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Store:
+    """Scenes in memory: images (N, H, W, 3) uint8, packed masks and where each image's masks lie."""
+
+    images: np.ndarray
+    exact: np.ndarray
+    coarse: np.ndarray
+    level: np.ndarray
+    start: np.ndarray
+
+    def masks(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Coarse masks (M, H, W) bool, exact masks (M, H, W) bool, levels (M,) 1 group, 2 entity, 3 part."""
+        rows = slice(self.start[index], self.start[index + 1])
+        shape = (-1, SIZE, SIZE)
+        return (np.unpackbits(self.coarse[rows], axis=1).reshape(shape).astype(bool),
+                np.unpackbits(self.exact[rows], axis=1).reshape(shape).astype(bool), self.level[rows])  # fmt: skip
+
+
+def _some_scenes(seed: int, count: int) -> tuple:
+    rng = np.random.default_rng(seed)
+    images, exact, rough, level, sizes = [], [], [], [], []
+    for _ in range(count):
+        scene = make_scene(rng, replace(broad_style(rng), smallest=SMALLEST))
+        found = [(2, m) for m in scene.masks("entity")] + [(3, m) for m in scene.masks("part")]
+        if len(scene.masks("entity")) and scene.entity_map[scene.salient].min() != scene.entity_map[scene.salient].max():
+            found.append((1, scene.salient))
+        images.append(scene.image)
+        level += [k for k, _ in found]
+        exact += [np.packbits(m) for _, m in found]
+        rough += [np.packbits(coarse(m)) for _, m in found]
+        sizes.append(len(found))
+    return np.stack(images), np.stack(exact), np.stack(rough), np.array(level), np.array(sizes)
+
+
+def make_store(count: int, seed: int, workers: int = 2) -> Store:
+    """Generate ``count`` scenes in blocks, the same ones whatever the number of workers."""
+    block = 250
+    sizes = [block] * (count // block) + ([count % block] if count % block else [])
+    seeds = [seed * 100_003 + i for i in range(len(sizes))]
+    with ProcessPoolExecutor(workers) as pool:
+        parts = list(zip(*pool.map(_some_scenes, seeds, sizes)))
+    images, exact, rough, level, per_image = (np.concatenate(p) for p in parts)
+    return Store(images, exact, rough, level, np.concatenate([[0], per_image.cumsum()]))
+
+
+class DenseHeads(nn.Module):
+    """Auxiliary heads on the embedding (B, C, h, w): pixel features for query matching, and the image itself."""
+
+    def __init__(self, channels: int, features: int = 32):
+        super().__init__()
+        self.pixel = nn.Conv2d(channels, 2 * features * 16, 1)
+        self.query = nn.ModuleList([nn.Linear(features, features) for _ in range(2)])
+        self.bias = nn.Parameter(torch.full((2,), -1.0))
+        self.paint = nn.Conv2d(channels, 3 * 16, 1)
+
+    def forward(self, embedding: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
+        """``at`` (B, Q) flat pixel indices -> logits (2 levels, B, Q, H * W) and painted image (B, 3, H, W)."""
+        both = F.pixel_shuffle(self.pixel(embedding), 4).flatten(2).float().chunk(2, dim=1)  # 2 x (B, F, HW)
+        logits = []
+        for k, f in enumerate(both):
+            q = self.query[k](torch.gather(f.transpose(1, 2), 1, at[..., None].expand(-1, -1, f.shape[1])))
+            logits.append(q @ f * f.shape[1] ** -0.5 + self.bias[k])
+        return torch.stack(logits), F.pixel_shuffle(self.paint(embedding), 4)
+
+
+def mask_loss(logits: Tensor, target: Tensor) -> Tensor:
+    """4 x binary cross-entropy + dice, (..., H * W) -> (...). Sharper than focal loss at this scale, as SAM's stability filter needs."""
+    target = target.float()
+    bce = F.binary_cross_entropy_with_logits(logits, target, reduction="none").mean(-1)
+    p = logits.sigmoid()
+    dice = 1 - (2 * (p * target).sum(-1) + 1) / (p.sum(-1) + target.sum(-1) + 1)
+    return 4 * bce + dice
+
+
+class Batches:
+    """Draws batches: flipped and turned images with the masks that are prompted."""
+
+    def __init__(self, store: Store, seed: int):
+        self.store, self.rng = store, np.random.default_rng(seed)
+
+    def draw(self, count: int, prompts: int) -> dict[str, Tensor]:
+        """images (B, H, W, 3) uint8, all (B, M, HW) coarse masks padded, and per prompt: image, mask number, level."""
+        rng, rows, images = self.rng, [], []
+        everything, where, number, level, exact = [], [], [], [], []
+        for b, index in enumerate(rng.integers(0, len(self.store.images), count)):
+            turn, flip = int(rng.integers(4)), bool(rng.integers(2))
+            rough, fine, kind = self.store.masks(index)
+            move = lambda a, ax: np.flip(np.rot90(a, turn, ax), ax[1]) if flip else np.rot90(a, turn, ax)  # noqa: E731
+            image = move(self.store.images[index], (0, 1))
+            images.append(image[..., rng.permutation(3)] if rng.random() < 0.5 else image)
+            everything.append(np.ascontiguousarray(move(rough, (1, 2))))
+            weight = np.select([kind == 3, kind == 2], [0.62 / max(1, (kind == 3).sum()), 0.36 / (kind == 2).sum()], 0.03)
+            pick = rng.choice(len(kind), prompts, p=weight / weight.sum())
+            where += [b] * prompts
+            number += list(pick)
+            level += list(kind[pick])
+            exact.append(np.ascontiguousarray(move(fine, (1, 2))[pick]))
+            rows.append(len(kind))
+        padded = np.zeros((count, max(rows), SIZE, SIZE), bool)
+        for b, m in enumerate(everything):
+            padded[b, : len(m)] = m
+        tensor = lambda a: torch.from_numpy(np.ascontiguousarray(a))  # noqa: E731
+        return {"images": tensor(np.stack(images)), "all": tensor(padded), "image": torch.tensor(where),
+                "mask": torch.tensor(number), "level": torch.tensor(level), "exact": tensor(np.concatenate(exact))}  # fmt: skip
+
+
+def _normalise(model: Sum, images: Tensor) -> Tensor:
+    return model.sam.preprocess(images.permute(0, 3, 1, 2).float())
+
+
+def _jittered_box(target: Tensor, generator: torch.Generator) -> Tensor:
+    """Boxes (N, 4) XYXY of masks (N, H, W), each side moved by up to 10 % of the box's side, both ways."""
+    columns, lines = target.any(1), target.any(2)
+    last = target.shape[1] - 1
+    box = torch.stack([columns.int().argmax(1), lines.int().argmax(1), last - columns.flip(1).int().argmax(1),
+                       last - lines.flip(1).int().argmax(1)], 1).float()  # fmt: skip
+    sides = (box[:, 2:] - box[:, :2]).repeat(1, 2)
+    return (box + (torch.rand(box.shape, generator=generator) - 0.5) * 0.2 * sides).clamp(0, last)
+
+
+def dense_loss(model: Sum, heads: DenseHeads, embedding: Tensor, batch: dict, generator: torch.Generator, queries: int = 24) -> Tensor:
+    """Supervise the encoder alone: which pixels share the part and the entity of a query pixel, and the image."""
+    exact, where, level = batch["exact"].flatten(1), batch["image"], batch["level"]
+    b, k = len(batch["images"]), len(where) // len(batch["images"])
+    region = exact.view(b, k, -1)
+    per = max(1, queries // k)
+    at = torch.multinomial(region.flatten(0, 1).float(), per, replacement=True, generator=generator).view(b, k * per)
+    logits, painted = heads(embedding, at)
+    target = batch["all"].flatten(2)[where, batch["mask"]].view(b, k, 1, -1).expand(-1, -1, per, -1).reshape(b, k * per, -1)
+    chosen = torch.where((level.view(b, k, 1).expand(-1, -1, per).reshape(b, -1) == 3)[..., None], logits[0], logits[1])
+    image = (batch["images"].permute(0, 3, 1, 2).float() / 255 - 0.5) * 4
+    weight = (level != 1).float().view(b, k, 1).expand(-1, -1, per).reshape(b, -1)
+    return (mask_loss(chosen, target) * weight).mean() + F.l1_loss(painted.float(), image)
+
+
+def interactive_loss(model: Sum, embedding: Tensor, batch: dict, rounds: int, generator: torch.Generator, bf16: bool) -> Tensor:
+    """SAM's interactive training against the coarse masks; back-propagates round by round into ``embedding``'s gradient."""
+    where, target = batch["image"], batch["all"][batch["image"], batch["mask"]]  # (N, H, W)
+    n, flat = len(target), target.flatten(1)
+    candidates = batch["all"].flatten(2)[where].float()  # (N, M, HW) every mask of the prompt's image
+    boxed = (torch.rand(n, generator=generator) < 0.25) | (batch["level"] == 1)
+    background = (torch.rand(n, generator=generator) < 0.06) & ~boxed
+    empty = ~batch["all"].any(1)[where]
+    background &= empty.flatten(1).any(1)
+    region = torch.where(background[:, None, None], empty, target & batch["exact"])
+    region = torch.where(region.flatten(1).any(1)[:, None, None], region, target)
+    points, _ = sample_point(region, generator=generator)
+    box = _jittered_box(target, generator)
+    # A box prompt is given as its two corner tokens (labels 2, 3), which lets boxes and points share one batch.
+    corners = box.view(n, 2, 2)
+    xy = torch.where(boxed[:, None, None], corners, torch.stack([points.float(), torch.zeros(n, 2)], 1))
+    label = torch.where(boxed[:, None], torch.tensor([[2, 3]]), torch.tensor([[1, -1]]))
+    keep, mask_input, total = (~background).float(), None, 0.0
+    for step in range(rounds):
+        detached = embedding.detach().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            logits, score = model.decode_codes(detached[where], xy, label, mask_inputs=mask_input)
+        logits, score = logits.float().flatten(2), score.float()
+        each = mask_loss(logits, flat[:, None].expand_as(logits))  # (N, 4)
+        with torch.no_grad():
+            on = (logits > 0).float()
+            overlap = on @ candidates.transpose(1, 2)
+            iou_all = (overlap / (on.sum(-1)[..., None] + candidates.sum(-1)[:, None] - overlap).clamp(min=1)).amax(-1)
+        if step == 0:
+            best, column = each[:, 1:].min(1)
+            loss = (keep * (best + 0.25 * each[:, 0])).mean() + F.mse_loss(score, iou_all)
+            chosen = logits[torch.arange(n), column + 1]
+        else:
+            loss = (keep * each[:, 0]).mean() + F.mse_loss(score[:, 0], iou_all[:, 0])
+            chosen = logits[:, 0]
+        loss.backward()
+        embedding.grad = detached.grad if embedding.grad is None else embedding.grad + detached.grad
+        total += loss.item() / rounds
+        if step + 1 < rounds:
+            mask_input = chosen.detach().view(n, 1, SIZE, SIZE)
+            wrong = (mask_input[:, 0] > 0) != target
+            new, found = sample_point(wrong, generator=generator)
+            positive = target[torch.arange(n), new[:, 1], new[:, 0]].long()
+            xy = torch.cat([xy, new[:, None].float()], 1)
+            label = torch.cat([label, torch.where(found, positive, -1)[:, None]], 1)
+    return total
+
+
+def stored_examples(store: Store, count: int) -> Iterator[Example]:
+    """What `gate` measures on: the entities and the parts of the first ``count`` scenes of a store."""
+    for index in range(count):
+        rough, _, level = store.masks(index)
+        for name, k in (("entity", 2), ("part", 3)):
+            if (level == k).any():
+                yield store.images[index], rough[level == k], name
+
+
+def coarse_examples(datasets: Mapping[str, Iterable[Sample]]) -> Iterator[Example]:
+    """The same of data sets, {level: samples}: their exact masks, made `coarse`."""
+    for level, samples in datasets.items():
+        for sample in samples:
+            yield sample.image, np.stack([coarse(mask) for mask in sample.masks]), level
+
+
+@torch.no_grad()
+def gate(model: Sum, examples: Iterable[Example], rounds: int = 6) -> dict[str, list[float]]:
+    """Mean IoU (points) over the masks of each level per round, best of three at the first: {"entity": [round 1, ...], ...}."""
+    model.eval()
+    scores: dict[str, list] = {}
+    for image, masks, level in examples:
+        target = torch.from_numpy(masks)
+        each = model.encode(_normalise(model, torch.tensor(image)[None])).expand(len(target), -1, -1, -1)
+        points, labels = first_click(target)[:, None], torch.ones(len(target), 1, dtype=torch.long)
+        previous, rows = None, []
+        for step in range(rounds):
+            logits, _ = model.decode(each, points=points, labels=labels, mask_inputs=previous)
+            choices = logits[:, 1:] if step == 0 else logits[:, :1]
+            iou = torch.stack([mask_iou(choices[:, c] > 0, target) for c in range(choices.shape[1])], 1)
+            best = iou.argmax(1)
+            previous = choices[torch.arange(len(target)), best][:, None]
+            rows.append(iou.amax(1))
+            new, label = next_click(target, previous[:, 0] > 0)
+            points, labels = torch.cat([points, new[:, None]], 1), torch.cat([labels, label[:, None]], 1)
+        scores.setdefault(level, []).append(torch.stack(rows, 1))
+    model.train()
+    return {level: (100 * torch.cat(rows).mean(0)).tolist() for level, rows in scores.items()}
+
+
+class Pretraining:
+    """The state of one pre-training, saved as a whole so that it resumes to the same result."""
+
+    def __init__(self, config: FoundationConfig, rank: int, bf16: bool):
+        torch.manual_seed(config.seed)  # initialisation of segment-anything's modules draws from the global generator
+        self.config, self.rank, self.bf16, self.step = config, rank, bf16, 0
+        self.model = Sum(build_sam_micro())
+        self.heads = DenseHeads(self.model.sam.prompt_encoder.embed_dim)
+        decay = [p for p in self.parameters() if p.dim() > 1]
+        other = [p for p in self.parameters() if p.dim() <= 1]
+        self.optimiser = torch.optim.AdamW([{"params": decay, "weight_decay": config.weight_decay}, {"params": other, "weight_decay": 0.0}],
+                                           lr=config.lr, betas=(0.9, 0.98))  # fmt: skip
+
+    def parameters(self) -> list[nn.Parameter]:
+        return [*self.model.sam.parameters(), *self.heads.parameters()]
+
+    def save(self, path: Path) -> None:
+        state = {"step": self.step, "model": self.model.state_dict(), "heads": self.heads.state_dict(), "optimiser": self.optimiser.state_dict()}
+        torch.save(state, path.with_suffix(".tmp"))
+        path.with_suffix(".tmp").rename(path)
+
+    def load(self, path: Path) -> None:
+        state = torch.load(path, weights_only=True)
+        self.step = state["step"]
+        self.model.load_state_dict(state["model"])
+        self.heads.load_state_dict(state["heads"])
+        self.optimiser.load_state_dict(state["optimiser"])
+
+    def average_gradients(self) -> None:
+        """Mean over the workers, in one message."""
+        owners = [p for p in self.parameters() if p.requires_grad]
+        flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in owners])
+        distributed.all_reduce(flat)
+        for p, g in zip(owners, flat.div_(self.config.workers).split([p.numel() for p in owners])):
+            p.grad = g.view_as(p)
+
+    def iterate(self, store: Store) -> float:
+        """One iteration; its randomness depends on the seed and the step alone."""
+        c = self.config
+        dense_steps = int(c.dense_only * c.iterations)
+        warm = min(1.0, (self.step + 1) / 100, (abs(self.step - dense_steps) + 10) / 60)
+        lr = c.lr * warm * max(0.01, 0.5 * (1 + math.cos(math.pi * self.step / c.iterations)))
+        for group in self.optimiser.param_groups:
+            group["lr"] = lr
+        seed = (c.seed * 1_000_003 + self.step) * c.workers + self.rank
+        generator = torch.Generator().manual_seed(seed)
+        dense = self.step < dense_steps
+        batch = Batches(store, seed).draw(c.images // c.workers * (2 if dense else 1), c.prompts)
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
+            embedding = self.model.encode(_normalise(self.model, batch["images"])).float()
+        leaf = embedding.detach().requires_grad_()
+        loss = dense_loss(self.model, self.heads, leaf, batch, generator)
+        (loss if dense else 0.5 * loss).backward()
+        value = loss.item()
+        if not dense:
+            turns = c.rounds if self.step < c.late * c.iterations else c.late_rounds
+            rounds = turns[self.step % len(turns)]
+            value = interactive_loss(self.model, leaf, batch, rounds, generator, self.bf16)
+        embedding.backward(leaf.grad)
+        self.average_gradients()
+        torch.nn.utils.clip_grad_norm_(self.parameters(), 1.0)
+        self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)
+        self.step += 1
+        return value
+
+
+def _worker(rank: int, config: FoundationConfig, out: Path, store: Store, held_out: Store, bf16: bool, every: int) -> None:
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", init_method=f"file://{out.resolve()}/rendezvous", rank=rank, world_size=config.workers)
+    state = Pretraining(config, rank, bf16)
+    if (out / "last.pt").exists():
+        state.load(out / "last.pt")
+    losses, started = [], time.time()
+    for _ in tqdm(range(state.step, config.iterations), initial=state.step, total=config.iterations, mininterval=30, disable=rank > 0):
+        losses.append(state.iterate(store))
+        if state.step % every and state.step < config.iterations:
+            continue
+        if rank == 0:
+            row = {"step": state.step, "seconds": round(time.time() - started), "loss": round(float(np.mean(losses)), 4)}
+            row |= {k: [round(x, 1) for x in v] for k, v in gate(state.model, stored_examples(held_out, len(held_out.images))).items()}
+            with open(out / "log.jsonl", "a") as log:
+                log.write(json.dumps(row) + "\n")
+            state.save(out / "last.pt")
+        distributed.barrier()
+        losses = []
+
+
+def pretrain(config: FoundationConfig, out: Path, *, bf16: bool = True, every: int = 250, held_out: int = 60) -> Sum:
+    """Train, or resume, in ``config.workers`` processes; keeps the last state and a log of the gate, on ``held_out`` scenes, in ``out``."""
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "rendezvous").unlink(missing_ok=True)
+    store, others = make_store(config.scenes, seed=config.seed + 1), make_store(held_out, seed=config.seed + 999)
+    multiprocessing.start_processes(_worker, (config, out, store, others, bf16, every), nprocs=config.workers, start_method="fork")
+    state = Pretraining(config, 0, bf16)
+    state.load(out / "last.pt")
+    return state.model
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--iterations", type=int, default=FoundationConfig.iterations)
+    arguments = parser.parse_args()
+    settings = FoundationConfig(iterations=arguments.iterations)
+    trained = pretrain(settings, arguments.out)
+    save_sam(arguments.out / "sam.safetensors", trained.sam, {"model_type": "micro", "made_by": "python -m sumlib.foundation", "config": asdict(settings)})

@@ -1,0 +1,229 @@
+"""Masks: boxes, run-length codes, resizing and padding, connected components, boundaries.
+
+Batches of masks are boolean torch tensors (N, H, W) on any device. What is read from or written to disk one mask at a
+time (RLE, components, images) is numpy, (H, W). Coordinates are pixels, x to the right, y down.
+"""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from pycocotools import mask as coco
+from scipy import ndimage
+from segment_anything.utils.amg import batched_mask_to_box
+from segment_anything.utils.transforms import ResizeLongestSide
+from torch import Tensor
+
+
+def require_masks(**masks: Tensor) -> None:
+    """Check that every named tensor is a boolean batch (N, H, W) and that all have the same shape.
+
+    Raises:
+        ValueError: naming the argument and what to do. Shapes are never broadcast: (N, 1, H, W) against (N, H, W) would
+            silently compare every mask with every other.
+    """
+    first = next(iter(masks))
+    for name, mask in masks.items():
+        if mask.dtype != torch.bool:
+            raise ValueError(f"{name} must be a bool tensor, got {mask.dtype}: binarise it first (logits > 0)")
+        if mask.ndim != 3:
+            raise ValueError(f"{name} must have the shape (N, H, W), got {tuple(mask.shape)}")
+        if mask.shape != masks[first].shape:
+            raise ValueError(f"{name} {tuple(mask.shape)} and {first} {tuple(masks[first].shape)} differ in shape")
+
+
+def mask_box(masks: Tensor) -> Tensor:
+    """Tight boxes of masks, as SAM's own `batched_mask_to_box`.
+
+    Args:
+        masks: (N, H, W) bool.
+
+    Returns:
+        (N, 4) float32, XYXY in pixels: the indices of the first and last foreground column and row, both inclusive (a
+        single pixel has a box of width 0). An empty mask gives [0, 0, 0, 0], which is also the box of the single pixel
+        (0, 0): sort empty masks out beforehand where the difference matters.
+
+    >>> mask_box(torch.tensor([[[0, 0, 0], [0, 1, 1]]]).bool()).tolist()
+    [[1.0, 1.0, 2.0, 1.0]]
+    """
+    require_masks(masks=masks)
+    return batched_mask_to_box(masks).float()  # (N, 4)
+
+
+def rle_encode(mask: np.ndarray) -> dict:
+    """COCO's compressed run-length code of one mask, JSON-ready as in SA-1B's annotation files.
+
+    Args:
+        mask: (H, W) bool (or 0/1).
+
+    Returns:
+        {"size": [H, W], "counts": str}.
+
+    >>> rle_encode(np.eye(2, dtype=bool))
+    {'size': [2, 2], 'counts': '0120'}
+    """
+    code = coco.encode(np.asfortranarray(mask, dtype=np.uint8))
+    return {"size": [int(side) for side in code["size"]], "counts": code["counts"].decode("ascii")}
+
+
+def rle_decode(rle: dict) -> np.ndarray:
+    """Mask of a COCO run-length code, compressed (string) or not (list of run lengths).
+
+    Args:
+        rle: {"size": [H, W], "counts": str, bytes or list of int}.
+
+    Returns:
+        (H, W) bool.
+
+    Raises:
+        ValueError: the counts do not belong to the size.
+
+    >>> rle_decode({"size": [2, 2], "counts": "0120"}).astype(int).tolist()
+    [[1, 0], [0, 1]]
+    """
+    height, width = rle["size"]
+    if isinstance(rle["counts"], list):
+        if sum(rle["counts"]) != height * width:
+            raise ValueError(f"RLE counts sum to {sum(rle['counts'])}, but its size is {height} x {width}")
+        rle = coco.frPyObjects(rle, height, width)
+    return coco.decode(rle).astype(bool)  # (H, W)
+
+
+def longest_side_size(height: int, width: int, side: int) -> tuple[int, int]:
+    """(height, width) in pixels after scaling the longest side to `side`, rounded as SAM does.
+
+    >>> longest_side_size(300, 400, 64)
+    (48, 64)
+    """
+    return ResizeLongestSide.get_preprocess_shape(height, width, side)
+
+
+def resize_longest_side(image: np.ndarray, side: int) -> np.ndarray:
+    """Image scaled so that its longest side has `side` pixels, exactly as SAM does (bilinear, antialiased).
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        side: pixels.
+
+    Returns:
+        (h, w, 3) uint8, with (h, w) = `longest_side_size(H, W, side)`.
+    """
+    return ResizeLongestSide(side).apply_image(image)
+
+
+def pad_to_square(pixels: Tensor, side: int) -> Tensor:
+    """Zeros added on the right and at the bottom, as SAM does.
+
+    Args:
+        pixels: (..., h, w), h and w at most `side`.
+
+    Returns:
+        (..., side, side).
+
+    Raises:
+        ValueError: the input is larger than `side`.
+
+    >>> pad_to_square(torch.ones(1, 2), 2).tolist()
+    [[1.0, 1.0], [0.0, 0.0]]
+    """
+    height, width = pixels.shape[-2:]
+    if max(height, width) > side:
+        raise ValueError(f"cannot pad {height} x {width} to {side} x {side}: resize it first")
+    return F.pad(pixels, (0, side - width, 0, side - height))
+
+
+def connected_components(mask: np.ndarray, connectivity: int = 8) -> tuple[np.ndarray, np.ndarray]:
+    """Connected foreground components.
+
+    Args:
+        mask: (H, W) bool.
+        connectivity: 4 or 8 neighbours (SAM's clean-up uses 8).
+
+    Returns:
+        labels (H, W) int32, 0 for background and 1..K for the components in row-major order of their first pixel, and
+        areas (K,) int64 in pixels, `areas[k - 1]` for label k.
+
+    Raises:
+        ValueError: connectivity is neither 4 nor 8.
+
+    >>> labels, areas = connected_components(np.array([[1, 0, 1], [1, 0, 0]], dtype=bool))
+    >>> labels.tolist(), areas.tolist()
+    ([[1, 0, 2], [1, 0, 0]], [2, 1])
+    """
+    if connectivity not in (4, 8):
+        raise ValueError(f"connectivity must be 4 or 8, got {connectivity}")
+    labels, _ = ndimage.label(mask, ndimage.generate_binary_structure(2, connectivity // 4))
+    return labels, np.bincount(labels.ravel())[1:]
+
+
+def erode(masks: Tensor, width: int) -> Tensor:
+    """Erosion by a (2 width + 1)-pixel square, i.e. `width` erosions by 3 x 3 ones; outside the image is background.
+
+    Args:
+        masks: (N, H, W) bool.
+        width: pixels, 0 or more.
+
+    Returns:
+        (N, H, W) bool.
+
+    >>> erode(torch.ones(1, 3, 3, dtype=torch.bool), 1).int().tolist()
+    [[[0, 0, 0], [0, 1, 0], [0, 0, 0]]]
+    """
+    require_masks(masks=masks)
+    padded = F.pad(masks, (width, width, width, width))  # (N, H + 2 width, W + 2 width)
+    return _all_in_window(_all_in_window(padded, 2 * width + 1, dim=2), 2 * width + 1, dim=1)  # (N, H, W)
+
+
+def dilate(masks: Tensor, width: int) -> Tensor:
+    """Dilation by a (2 width + 1)-pixel square: (N, H, W) bool -> (N, H, W) bool, `width` in pixels.
+
+    >>> dilate(torch.tensor([[[1, 0, 0]]]).bool(), 1).int().tolist()
+    [[[1, 1, 0]]]
+    """
+    require_masks(masks=masks)
+    padded = F.pad(~masks, (width, width, width, width), value=True)
+    return ~_all_in_window(_all_in_window(padded, 2 * width + 1, dim=2), 2 * width + 1, dim=1)  # (N, H, W)
+
+
+def _all_in_window(masks: Tensor, window: int, dim: int) -> Tensor:
+    """Conjunction of `window` neighbours along `dim`, which shrinks by window - 1. Doubling: log2(window) passes."""
+    span = 1  # masks[i] holds the conjunction of the pixels i .. i + span - 1
+    while span < window:
+        step = min(span, window - span)
+        length = masks.shape[dim] - step
+        masks = masks.narrow(dim, 0, length) & masks.narrow(dim, step, length)
+        span += step
+    return masks
+
+
+def boundary_width(height: int, width: int, dilation_ratio: float = 0.02) -> int:
+    """Width of the boundary in pixels for boundary IoU: max(1, round(ratio * image diagonal)).
+
+    >>> boundary_width(64, 64), boundary_width(10, 10)
+    (2, 1)
+    """
+    return max(1, round(dilation_ratio * float(np.hypot(height, width))))
+
+
+def inner_boundary(masks: Tensor, width: int) -> Tensor:
+    """The mask's own pixels within `width` of its edge (the image's border is an edge): mask minus eroded mask.
+
+    Args:
+        masks: (N, H, W) bool.
+        width: pixels, 0 or more.
+
+    Returns:
+        (N, H, W) bool.
+
+    >>> inner_boundary(torch.ones(1, 3, 3, dtype=torch.bool), 1).int().tolist()
+    [[[1, 1, 1], [1, 0, 1], [1, 1, 1]]]
+    """
+    return masks & ~erode(masks, width)
+
+
+def boundary_band(masks: Tensor, width: int) -> Tensor:
+    """Pixels within `width` of the edge on either side: dilated minus eroded mask, (N, H, W) bool -> (N, H, W) bool.
+
+    >>> boundary_band(torch.tensor([[[0, 0, 0, 0, 1]]]).bool(), 1).int().tolist()
+    [[[0, 0, 0, 1, 1]]]
+    """
+    return dilate(masks, width) & ~erode(masks, width)

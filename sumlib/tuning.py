@@ -1,0 +1,37 @@
+"""Which parameters move, and how fast."""
+
+from torch import nn
+
+from sumlib.config import FinetuneConfig
+from sumlib.model import Sum
+
+
+def parameter_groups(model: Sum, config: FinetuneConfig, task_prompt: bool) -> list[dict]:
+    """AdamW's groups for full fine-tuning (METHOD section 5): every parameter, the encoder's with layer-wise decay.
+
+    A parameter of encoder layer k of L (0 the patch embedding, L - 1 the neck) learns at ``lr * encoder_lr_scale *
+    layer_decay ** (L - 1 - k)``, the prompt encoder and the mask decoder at ``lr``, the task prompt at ``task_prompt_lr``
+    (only if ``task_prompt``). Biases, norms and embeddings are not decayed. Parameters left out are frozen.
+    """
+    encoder = model.sam.image_encoder
+    stem = [encoder.patch_embed.parameters(), [encoder.pos_embed] if encoder.pos_embed is not None else []]
+    layers = [[p for part in stem for p in part], *(list(b.parameters()) for b in encoder.blocks), list(encoder.neck.parameters())]
+    speeds = [config.encoder_lr_scale * config.layer_decay ** (len(layers) - 1 - k) for k in range(len(layers))]
+    head = [p for part in (model.sam.prompt_encoder, model.sam.mask_decoder) for p in part.parameters()]
+    wanted = [(params, config.lr * speed) for params, speed in zip(layers, speeds) if speed > 0] + [(head, config.lr)]
+    groups = [_group(model, params, lr, config.weight_decay) for params, lr in wanted]
+    groups = [part for pair in groups for part in pair if part["params"]]
+    if task_prompt:
+        groups.append({"params": [model.task_prompt.weight], "lr": config.task_prompt_lr, "weight_decay": 0.0})
+    moving = {id(p) for group in groups for p in group["params"]}
+    for parameter in model.parameters():
+        parameter.requires_grad_(id(parameter) in moving)
+    return groups
+
+
+def _group(model: Sum, params: list[nn.Parameter], lr: float, decay: float) -> list[dict]:
+    """The parameters with and without weight decay."""
+    small = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    plain = [p for p in params if p.dim() > 1 and id(p) not in small]
+    other = [p for p in params if p.dim() <= 1 or id(p) in small]
+    return [{"params": plain, "lr": lr, "weight_decay": decay}, {"params": other, "lr": lr, "weight_decay": 0.0}]

@@ -1,0 +1,18 @@
+"""A SAM small enough for tests: random weights, 32 x 32 pixels, mask logits of the same size."""
+
+import torch
+from torch import nn
+
+from sumlib.model import Sum, build_sam_micro
+
+
+def small_sum(seed: int = 0, size: int = 32) -> Sum:
+    """Random weights, the same ones for the same seed; logits of both signs and of some size."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = Sum(build_sam_micro(size=size, width=32, depth=2, heads=2, channels=32))
+    with torch.no_grad():  # as they come, logits are tiny and of one sign
+        for mlp in model.sam.mask_decoder.output_hypernetworks_mlps:
+            mlp.layers[-1].weight.mul_(60)
+            nn.init.zeros_(mlp.layers[-1].bias)
+    return model.eval()

@@ -1,0 +1,120 @@
+"""sumlib.config and sumlib.schema: what params.yaml says, and what is refused with which message."""
+
+import doctest
+import re
+
+import pytest
+
+import sumlib.schema
+from sumlib.config import ConfigError, load_config
+from sumlib.paths import PARAMS, ROOT
+
+TEXT = PARAMS.read_text(encoding="utf-8")
+RUNS = """sam human-small human-medium human-large vanilla-small vanilla-medium vanilla-large sum-small sum-medium sum-large
+mask-refinement-medium sum-no-task-prompt-medium sum-continuous-medium sum-uniform-sampling-medium""".split()
+SEEDED = "human vanilla mask-refinement sum-no-task-prompt sum".split()
+
+
+def refused(tmp_path, old: str, new: str) -> str:
+    """The message for params.yaml with `old` (once or more in it) replaced by `new`."""
+    assert old in TEXT, f"{old!r} is no longer in params.yaml: adapt the test"
+    path = tmp_path / "params.yaml"
+    path.write_text(TEXT.replace(old, new), encoding="utf-8")
+    with pytest.raises(ConfigError) as error:
+        load_config("paper", path)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_doctests():
+    assert doctest.testmod(sumlib.schema).failed == 0
+
+
+def test_paper_profile_has_the_papers_numbers():
+    config = load_config("paper")
+    tuned, masks = config.finetune, config.pseudo_label
+    assert (config.model.type, tuned.iterations, tuned.images, tuned.rounds, tuned.prompts_per_image) == ("vit_h", 6000, 40, 7, 30)
+    assert (tuned.lr, tuned.layer_decay, tuned.theta) == (1e-5, 0.8, 0.6)
+    assert (tuned.focal_weight, tuned.dice_weight, tuned.iou_weight) == (20, 1, 1)
+    assert (masks.points_per_side, masks.pred_iou_thresh, masks.stability_thresh, masks.max_area_fraction) == (32, 0.88, 0.95, 0.95)
+    assert (config.refine.min_iou, config.evaluate.boundary_distance, config.pseudo_label.limit_images) == (0.7, 10, 250_000)
+
+
+def test_all_runs_of_the_comparison_exist():
+    runs = load_config("micro").runs
+    assert list(runs)[0] == "sam" and runs["sam"].train_set == "none"
+    assert set(runs) == {*RUNS, *(f"{name}-medium-seed{seed}" for name in SEEDED for seed in (1, 2))}
+    for name, run in runs.items():
+        stem, _, seed = name.partition("-seed")
+        assert run.name == name and run.seed == int(seed or 0)
+        assert (run.model, run.budget) == (runs[stem].model, runs[stem].budget)
+        assert name == "sam" or run.budget in name.split("-")
+
+
+def test_images_are_split_by_the_ratio_and_their_sum_is_the_same_for_every_run():
+    config = load_config("paper")
+    split = {name: config.images_per_iteration(run) for name, run in config.runs.items() if name != "sam"}
+    assert split["sum-small"] == split["vanilla-medium"] == (20, 20)
+    assert split["sum-large"] == (27, 13) and split["human-large"] == (40, 0)
+    for profile in ("smoke", "micro"):
+        config = load_config(profile)
+        for run in config.runs.values():
+            human, unlabeled = config.images_per_iteration(run)
+            assert human + unlabeled == config.finetune.images and human >= 1 and (unlabeled >= 1) == run.unlabeled
+
+
+def test_profile_from_argument_then_environment_then_file(monkeypatch):
+    monkeypatch.setenv("SUM_PROFILE", "paper")
+    assert load_config().profile == "paper" and load_config("smoke").profile == "smoke"
+    monkeypatch.delenv("SUM_PROFILE")
+    assert load_config().profile == "micro"
+
+
+def test_paths_are_absolute_and_follow_the_data_root():
+    config = load_config("smoke")
+    assert config.data_root == ROOT / "sample" and config.checkpoint.is_relative_to(config.data_root)
+
+
+def test_configuration_is_frozen():
+    with pytest.raises(AttributeError):
+        load_config("smoke").finetune.lr = 1.0
+
+
+def test_unknown_run_names_the_nearest():
+    with pytest.raises(ConfigError, match="no run 'sum-meduim' in params.yaml; the nearest are: sum-medium"):
+        load_config("smoke").run("sum-meduim")
+
+
+@pytest.mark.parametrize(("old", "new", "message"), [
+    ("    warmup: 10\n", "    warmpu: 10\n", "unknown key finetune.micro.warmpu; the nearest known one is warmup"),
+    ("\nfinetune:\n", "\nfinetun:\n", "unknown key finetun; the nearest known one is finetune"),
+    ("    iou_weight: 1.0\n", "", "missing key finetune.smoke.iou_weight"),
+    ("lr: 1.0e-5\n", "lr: -1.0e-5\n", "finetune.paper.lr is -1e-05; allowed: above 0"),
+    ("lr: 1.0e-5\n", "lr: 1e-5\n", "finetune.paper.lr is '1e-5'; allowed: a number; in YAML write 1.0e-4 for 1e-4"),
+    ("lr: 1.0e-5\n", "lr: .nan\n", "finetune.paper.lr is nan; allowed: a number"),
+    ("theta: 0.6", "theta: 1.6", "finetune.smoke.theta is 1.6; allowed: at least 0 and at most 1"),
+    ("iterations: 120\n", "iterations: 120.5\n", "finetune.micro.iterations is 120.5; allowed: a whole number"),
+    ("iterations: 120\n", "iterations: true\n", "finetune.micro.iterations is True; allowed: a whole number"),
+    ("bf16: false", "bf16: 0", "finetune.smoke.bf16 is 0; allowed: true or false"),
+    ("limit_images: 250000", "limit_images: 0", "pseudo_label.paper.limit_images is 0; allowed: at least 1"),
+    ("type: vit_h", "type: vit_x", "model.paper.type is 'vit_x'; allowed: one of micro, vit_b, vit_l, vit_h"),
+    ("prompts: [point, box", "prompts: [point, pox", "evaluate.smoke.prompts[1] is 'pox'; allowed: one of point, box, boundary-point"),
+    ("settings: [oracle, single]", "settings: []", "evaluate.smoke.settings is []; allowed: a list of different values, not empty"),
+    ("large: 2.0}", "huge: 2.0}", "unknown key data.smoke.human_to_unlabeled.huge; the nearest known one is"),
+    ("    warmup: 10\n", "    warmup: 10\n    warmup: 11\n", "not valid YAML: key 'warmup' stands twice"),
+    ("profile: micro", "profile: [", "not valid YAML"),
+    ("sum-small: {model: SUM, budget: small", "sum-small: {model: SUM, budget: none", "runs.sum-small.budget is 'none'; allowed: none for a baseline"),
+    ("\n  sum-small: {", "\n  sam: {", "runs.sam has the name of a baseline"),
+    ("human-small: {model: Human-annotation-only, budget: small, unlabeled: false, uncertainty_loss: false",
+     "human-small: {model: Human-annotation-only, budget: small, unlabeled: false, uncertainty_loss: true",
+     "runs.human-small.uncertainty_loss is True; allowed: False while unlabeled is false"),
+])
+def test_bad_parameters_are_refused(tmp_path, old, new, message):
+    assert re.match(re.escape(f"params.yaml: {message}"), refused(tmp_path, old, new))
+
+
+def test_unknown_profile_and_missing_file(tmp_path):
+    with pytest.raises(ConfigError, match="no profile 'tiny' in section model; it has smoke, micro, paper"):
+        load_config("tiny")
+    with pytest.raises(FileNotFoundError, match="params.yaml not found; restore it with `git checkout params.yaml`"):
+        load_config(path=tmp_path / "params.yaml")

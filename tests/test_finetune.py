@@ -1,0 +1,372 @@
+"""Interactive fine-tuning: where prompts come from, what is trained, and that every model of the comparison is trained alike."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from scenes import make_scene
+from small import small_sum
+from torch.nn import functional as F
+
+from sumlib.config import load_config
+from sumlib.data import open_dataset
+from sumlib.data.export import write_dataset
+from sumlib.finetune import (
+    Batch,
+    HumanSource,
+    PseudoSource,
+    _first_prompt,
+    _next_prompt,
+    collate,
+    finetune,
+    interactive_step,
+    jittered_boxes,
+    mask_losses,
+)
+from sumlib.masks import mask_box
+from sumlib.metrics import mask_iou
+from sumlib.model import load_sam, save_sam
+from sumlib.smoke import pseudo_labels
+from sumlib.tuning import parameter_groups
+
+SMOKE = load_config("smoke")
+CONFIG = replace(SMOKE.finetune, rounds=4, bf16=False)
+RUNS = {name: SMOKE.run(f"{name}-medium") for name in ("human", "vanilla", "sum", "mask-refinement", "sum-no-task-prompt", "sum-continuous")}
+
+
+def rng(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+class Labels(dict):
+    """Pseudo-labels by image name, with `images` as `PseudoLabels` has it."""
+
+    @property
+    def images(self) -> Sequence[str]:
+        return list(self)
+
+
+def pseudo_label(scene) -> SimpleNamespace:
+    """Two entities as labels, a refined version, the points that made them, and certainty 1 on the left, 0.25 on the right."""
+    masks = np.stack([scene.entity_map == 1, scene.entity_map == 2])
+    refined = masks.copy()
+    refined[:, :6] = False
+    certainty = np.where(np.arange(masks.shape[2]) < 20, 1, 0.25).astype(np.float32) * np.ones(masks.shape, np.float32)
+    return SimpleNamespace(masks=masks, refined=refined, points=np.array([[5.0, 10.0], [15.0, 10.0]]), certainty=certainty)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """Training sets of the smoke configuration, of small scenes 24 x 32."""
+    root = tmp_path_factory.mktemp("data")
+    for name in ("HQSeg-44K", "EntitySeg", "SA-1B"):
+        write_dataset(name, root, [make_scene(seed) for seed in range(6)])
+    return root
+
+
+@pytest.fixture
+def model():
+    return small_sum(3).train()
+
+
+@pytest.fixture(scope="module")
+def human(root):
+    return HumanSource([open_dataset(name, root) for name in ("HQSeg-44K", "EntitySeg")])
+
+
+@pytest.fixture(scope="module")
+def pseudo(root):
+    images = open_dataset("SA-1B", root)
+    return PseudoSource(images, Labels({name: pseudo_label(make_scene(0)) for name in images.names[:3]}), "sam")
+
+
+def square(*corners: tuple[int, int, int, int], size: int = 16) -> torch.Tensor:
+    """(N, S, S) bool masks of filled rectangles x0, y0, x1, y1 (inclusive)."""
+    masks = torch.zeros(len(corners), size, size, dtype=torch.bool)
+    for mask, (x0, y0, x1, y1) in zip(masks, corners):
+        mask[y0 : y1 + 1, x0 : x1 + 1] = True
+    return masks
+
+
+def hand_batch(target: torch.Tensor, certainty=None, backup=None) -> Batch:
+    """A batch of N masks on one grey image; human masks unless there is a ``backup``."""
+    n, size = len(target), target.shape[-1]
+    backup = torch.full((n, 2), -1.0) if backup is None else torch.tensor(backup).expand(n, 2)
+    certainty = torch.ones(target.shape) if certainty is None else certainty
+    return Batch(torch.zeros(1, 3, size, size), torch.zeros(n).long(), target, certainty, backup, torch.zeros(n).long())
+
+
+# ---- prompts -----------------------------------------------------------------------------------------------------------
+
+
+def test_half_of_the_first_prompts_are_boxes_the_others_points_inside():
+    target = square(*[(4, 5, 11, 13)] * 400)
+    xy, codes = _first_prompt(hand_batch(target), None, rng())
+    boxed = codes[:, 0] == 2
+    assert 160 < boxed.sum() < 240 and codes[boxed].unique(dim=0).tolist() == [[2, 3]] and codes[~boxed].unique(dim=0).tolist() == [[1, -1]]
+    points = xy[~boxed, 0].long()
+    assert (points >= torch.tensor([4, 5])).all() and (points <= torch.tensor([11, 13])).all() and len(points.unique(dim=0)) > 50
+    assert (xy[boxed] - torch.tensor([[4.0, 5.0], [11.0, 13.0]])).abs().max() <= 0.8 + 1e-6  # a tenth of 8 pixels at most
+
+
+def test_jitter_goes_both_ways_and_stays_in_the_frame():
+    target = square(*[(2, 3, 12, 8)] * 200, (0, 0, 15, 15))
+    moved = jittered_boxes(target, rng()) - mask_box(target)
+    assert (moved[:-1].min(0).values < -0.3).all() and (moved[:-1].max(0).values > 0.3).all()
+    assert (moved[:-1].abs() <= torch.tensor([1.0, 0.5, 1.0, 0.5]) + 1e-6).all()
+    assert jittered_boxes(target, rng())[-1].min() >= 0 and jittered_boxes(target, rng())[-1].max() <= 15
+
+
+def test_first_points_follow_certainty_and_fall_back_to_the_point_that_made_the_label():
+    target = square(*[(4, 4, 9, 9)] * 200)
+    certainty = torch.zeros(target.shape)
+    certainty[:100, 6, 7] = 1.0  # one certain pixel; in the second half none
+    xy, codes = _first_prompt(hand_batch(target, certainty, [8.0, 5.0]), certainty, rng())
+    point = codes[:, 0] == 1
+    assert xy[:100][point[:100], 0].unique(dim=0).tolist() == [[7.0, 6.0]]
+    assert xy[100:][point[100:], 0].unique(dim=0).tolist() == [[8.0, 5.0]]
+
+
+def test_next_points_lie_in_the_error_and_say_what_is_there():
+    target, prediction = square((2, 2, 9, 9), (2, 2, 9, 9)), square((2, 2, 9, 5), (2, 2, 9, 13))
+    for seed in range(20):
+        point, label = _next_prompt(hand_batch(target), prediction, None, rng(seed))
+        assert label.tolist() == [[1], [0]]  # missed foreground, false foreground
+        assert 6 <= point[0, 0, 1] <= 9 < 10 <= point[1, 0, 1] <= 13
+
+
+def test_without_an_error_pseudo_labels_use_their_own_point_and_human_masks_none():
+    target = square((2, 2, 9, 9))
+    point, label = _next_prompt(hand_batch(target), target, None, rng())
+    assert label.tolist() == [[-1]]
+    point, label = _next_prompt(hand_batch(target, backup=[4.0, 6.0]), target, None, rng())
+    assert (point.tolist(), label.tolist()) == ([[[4.0, 6.0]]], [[1]])
+    uncertain = torch.zeros(target.shape)
+    point, label = _next_prompt(hand_batch(target, uncertain, [4.0, 6.0]), ~target, uncertain, rng())  # an error, but no certain pixel
+    assert (point.tolist(), label.tolist()) == ([[[4.0, 6.0]]], [[1]])
+
+
+def test_human_masks_are_sampled_uniformly_whatever_the_run(model, human):
+    batch = human.draw(model, 2, rng())
+    assert (batch.certainty == 1).all() and (batch.backup == -1).all()
+
+
+# ---- one step ----------------------------------------------------------------------------------------------------------
+
+
+def record(model, monkeypatch) -> list[tuple]:
+    """(codes, task ids or None, mask prompt or None) of every call of the decoder from now on."""
+    calls, decode = [], model.decode_codes
+
+    def recorded(embeddings, xy, codes, *, mask_inputs=None, tasks=None):
+        calls.append((codes.clone(), tasks, mask_inputs))
+        return decode(embeddings, xy, codes, mask_inputs=mask_inputs, tasks=tasks)
+
+    monkeypatch.setattr(model, "decode_codes", recorded)
+    return calls
+
+
+def mixed(model, human, pseudo, prompts: int = 2) -> Batch:
+    return collate([human.draw(model, prompts, rng(1)), pseudo.draw(model, prompts, rng(2))])
+
+
+def test_rounds_get_the_prompts_of_the_paper(model, human, pseudo, monkeypatch):
+    calls = record(model, monkeypatch)
+    interactive_step(model, mixed(model, human, pseudo), RUNS["sum"], CONFIG, rng())
+    assert [codes.shape for codes, *_ in calls] == [(4, 2), (4, 3), (4, 4), (4, 4)]  # a point more each round, none in the last
+    assert all(torch.equal(a[:, : b.shape[1]], b) for (a, *_), (b, *_) in zip(calls[1:], calls))
+    assert calls[0][2] is None and all(mask.shape == (4, 1, 32, 32) and not mask.requires_grad for *_, mask in calls[1:])
+
+
+@pytest.mark.parametrize(("run", "rounds"), [("vanilla", 0), ("sum-no-task-prompt", 0), ("sum", 1), ("sum-continuous", 4)])
+def test_rounds_get_the_task_prompt_that_the_run_says(model, human, pseudo, monkeypatch, run, rounds):
+    calls, batch = record(model, monkeypatch), mixed(model, human, pseudo)
+    interactive_step(model, batch, RUNS[run], CONFIG, rng())
+    assert [tasks is not None for _, tasks, _ in calls] == [True] * rounds + [False] * (4 - rounds)
+    assert all(torch.equal(tasks, batch.task) for _, tasks, _ in calls[:rounds])
+    assert batch.task[:2].unique().item() in (1, 2) and batch.task[2:].tolist() == [0, 0]  # human, unlabeled
+
+
+def test_every_run_sees_as_many_prompts(model, human, pseudo, monkeypatch):
+    counts = {}
+    for name, run in RUNS.items():
+        with monkeypatch.context() as patch:
+            calls = record(model, patch)
+            split = SMOKE.images_per_iteration(run)
+            drawn = [source.draw(model, CONFIG.prompts_per_image, rng(k)) for source, count in zip((human, pseudo), split) for k in range(count)]
+            interactive_step(model, collate(drawn), run, CONFIG, rng())
+            counts[name] = [codes.shape for codes, *_ in calls]
+    assert all(shapes == counts["sum"] for shapes in counts.values())
+    assert SMOKE.images_per_iteration(RUNS["human"]) == (2, 0) and SMOKE.images_per_iteration(RUNS["sum"]) == (1, 1)
+
+
+def gradients(model, batch, run, step=interactive_step, config=CONFIG) -> dict[str, torch.Tensor]:
+    parameter_groups(model, config, task_prompt=True)
+    model.zero_grad(set_to_none=True)
+    step(model, batch, run, config, rng(7))
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def test_with_certainty_one_sum_is_vanilla(model, human, pseudo):
+    batch = mixed(model, human, pseudo)
+    batch = replace(batch, certainty=torch.ones_like(batch.certainty))
+    vanilla, ours = (gradients(model, batch, RUNS[name]) for name in ("vanilla", "sum-no-task-prompt"))
+    assert vanilla.keys() == ours.keys() and all(torch.equal(vanilla[name], ours[name]) for name in ours)
+
+
+def test_with_uncertain_pixels_it_is_not(model, human, pseudo):
+    batch = mixed(model, human, pseudo)
+    vanilla, ours = (gradients(model, batch, RUNS[name]) for name in ("vanilla", "sum-no-task-prompt"))
+    assert not all(torch.equal(vanilla[name], ours[name]) for name in ours)
+
+
+def one_graph(model, batch, run, config, generator) -> None:
+    """`interactive_step` as one would write it without care for memory: the whole graph is kept, one backward."""
+    certainty = batch.certainty if run.uncertainty_loss else None
+    weight = batch.certainty if run.uncertainty_sampling else None
+    embedding, rows = model.encode(batch.pixels)[batch.image], torch.arange(len(batch.target))
+    xy, codes = _first_prompt(batch, weight, generator)
+    total, shown = 0.0, None
+    for number in range(config.rounds):
+        tasks = batch.task if run.task_prompt == "continuous" or (run.task_prompt == "first" and number == 0) else None
+        low, score = model.decode_codes(embedding, xy, codes, mask_inputs=shown, tasks=tasks)
+        outputs = [1, 2, 3] if number == 0 else [0]
+        each = mask_losses(low[:, outputs], batch, certainty, config)
+        best = each.argmin(1)
+        mask = low[:, outputs][rows, best]
+        prediction = mask.detach() > 0
+        total = total + (each[rows, best] + config.iou_weight * F.mse_loss(score[:, outputs][rows, best], mask_iou(prediction, batch.target), reduction="none")).mean()
+        shown = mask.detach()[:, None]
+        if number < config.rounds - 2:
+            point, label = _next_prompt(batch, prediction, weight, generator)
+            xy, codes = torch.cat([xy, point], 1), torch.cat([codes, label], 1)
+    total.backward()
+
+
+@pytest.mark.parametrize("run", ["sum", "sum-continuous", "vanilla"])
+def test_gradients_are_those_of_one_graph(model, human, pseudo, run):
+    batch = mixed(model, human, pseudo)
+    with torch.no_grad():
+        model.task_prompt.weight[1:] = torch.randn(3, 32, generator=rng())
+    ours, plain = (gradients(model, batch, RUNS[run], step) for step in (interactive_step, one_graph))
+    assert ours.keys() == plain.keys() and "sam.image_encoder.pos_embed" in ours and ("task_prompt.weight" in ours) == (run != "vanilla")
+    for name, value in plain.items():
+        torch.testing.assert_close(ours[name], value, rtol=1e-3, atol=1e-5 * max(1.0, value.abs().max().item()), msg=lambda text, name=name: f"{name}: {text}")
+    assert max(value.abs().max() for value in plain.values()) > 1e-3
+
+
+def test_a_frozen_encoder_gets_no_gradient(model, human, pseudo):
+    found = gradients(model, mixed(model, human, pseudo), RUNS["sum"], config=replace(CONFIG, encoder_lr_scale=0.0))
+    assert found and not any(name.startswith("sam.image_encoder") for name in found)
+
+
+def test_mask_losses_by_hand(human, model):
+    batch = hand_batch(square((0, 0, 15, 7)))
+    logits, certainty = torch.zeros(1, 1, 16, 16), torch.full((1, 16, 16), 0.5)
+    focal = 0.5 * (0.25 + 0.75) * 0.25 * np.log(2)
+    assert mask_losses(logits, batch, None, CONFIG).item() == pytest.approx(20 * focal + 1 - (2 * 64 + 1) / (256 + 1))
+    assert mask_losses(logits, batch, certainty, CONFIG).item() == pytest.approx(20 * focal / 2 + 0)  # no pixel above theta
+
+
+# ---- sources -----------------------------------------------------------------------------------------------------------
+
+
+def test_masks_are_drawn_without_repeats_as_far_as_they_go(model, human, pseudo):
+    batch = pseudo.draw(model, 5, rng())
+    counts = [int((batch.target == mask).all((1, 2)).sum()) for mask in batch.target.unique(dim=0)]
+    assert sorted(counts) == [2, 3] and len(batch.target) == 5
+
+
+def test_pseudo_labels_come_with_certainty_and_point_in_the_models_frame(model, root):
+    images = open_dataset("SA-1B", root)
+    label = pseudo_label(make_scene(0))
+    for kind, masks in (("sam", label.masks), ("refined", label.refined)):
+        batch = PseudoSource(images, Labels({images.names[2]: label}), kind).draw(model, 2, rng())
+        order = [int((batch.target[k, :24] != torch.from_numpy(masks[0])).any()) for k in range(2)]  # 24 x 32 in a frame of 32 x 32
+        assert sorted(order) == [0, 1] and torch.equal(batch.target[:, :24], torch.from_numpy(masks[order])) and not batch.target[:, 24:].any()
+        assert torch.equal(batch.certainty[:, :24], torch.from_numpy(label.certainty[order])) and not batch.certainty[:, 24:].any()
+        assert batch.backup.tolist() == label.points[order].tolist() and batch.task.tolist() == [0, 0]
+        assert torch.equal(batch.pixels[0], model.preprocess(images[2].image))
+
+
+def test_human_images_are_equally_likely(model, human):
+    seen = [human.draw(model, 1, rng(seed)) for seed in range(200)]
+    assert len(human) == 12 and 70 < sum(batch.task.item() == 1 for batch in seen) < 130
+    assert len({float(batch.pixels.sum()) for batch in seen}) >= 6  # the two sets show the same six scenes
+
+
+def test_bad_samples_are_left_out_and_counted(model, tmp_path):
+    write_dataset("EntitySeg", tmp_path, [make_scene(seed) for seed in range(3)])
+    broken = sorted(tmp_path.rglob("*.jpg"))[1]
+    broken.write_bytes(broken.read_bytes()[:50])
+    source = HumanSource([open_dataset("EntitySeg", tmp_path)])
+    assert len(source) == 2 and [bad.path for bad in source.datasets[0].bad] == [broken]
+    assert source.datasets[0].report().startswith("EntitySeg: 1 bad samples, 0 single masks left out\n")
+    assert len({float(source.draw(model, 1, rng(seed)).pixels.sum()) for seed in range(20)}) == 2
+
+
+# ---- whole runs --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def whole(root, tmp_path_factory):
+    """The smoke configuration on the small scenes, with a random foundation model, and pseudo-labels made by it."""
+    folder = tmp_path_factory.mktemp("whole")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        sam = load_sam("micro")
+    save_sam(folder / "sam.safetensors", sam, {"model_type": "micro"})
+    config = replace(SMOKE, data=replace(SMOKE.data, root=str(root)), model=replace(SMOKE.model, checkpoint=str(folder / "sam.safetensors"), sha256=None))
+    return config, pseudo_labels(config, folder / "labels")
+
+
+def weights(model) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def test_the_same_seed_gives_the_same_weights(whole):
+    config, labels = whole
+    (first, log), (again, same) = (finetune(config, config.run("sum-medium"), labels) for _ in range(2))
+    assert log.equals(same) and list(log.columns) == ["step", "first_round", "last_round", "gradient_norm"]
+    assert all(torch.equal(value, weights(again)[name]) for name, value in weights(first).items()) and not first.training
+    other, _ = finetune(config, config.run("sum-medium-seed1"), labels)
+    assert not torch.equal(other.sam.mask_decoder.mask_tokens.weight, first.sam.mask_decoder.mask_tokens.weight)
+
+
+def test_a_killed_run_ends_with_the_same_weights(whole, tmp_path, monkeypatch):
+    config, labels = whole
+    run = config.run("sum-medium")
+    expected, _ = finetune(config, run, labels)
+    with monkeypatch.context() as patch:
+        steps = []
+
+        def dying(*args):
+            steps.append(1)
+            if len(steps) == 2:
+                raise KeyboardInterrupt
+            return interactive_step(*args)
+
+        patch.setattr("sumlib.finetune.interactive_step", dying)
+        with pytest.raises(KeyboardInterrupt):
+            finetune(config, run, labels, resume=tmp_path / "run.pt")
+    assert (tmp_path / "run.pt").exists()
+    resumed, log = finetune(config, run, labels, resume=tmp_path / "run.pt")
+    assert len(log) == 2 and all(torch.equal(value, weights(expected)[name]) for name, value in weights(resumed).items())
+
+
+@pytest.mark.parametrize(("run", "moved"), [("human-medium", set()), ("sum-no-task-prompt-medium", set()), ("mask-refinement-medium", set()), ("sum-small", {0, 1})])
+def test_task_vectors_move_only_where_the_run_trains_them(whole, run, moved):
+    config, labels = whole
+    setting = config.run(run)
+    model, _ = finetune(config, setting, labels if setting.unlabeled else None)
+    norms = model.task_prompt.weight.norm(dim=1)
+    assert {task for task in range(4) if norms[task] > 0} == moved
+
+
+def test_a_run_without_its_labels_says_what_to_do(whole, tmp_path):
+    config, _ = whole
+    with pytest.raises(FileNotFoundError, match="no pseudo-labels there; run `dvc repro pseudo_label`"):
+        finetune(config, config.run("sum-medium"), tmp_path / "medium.parquet")

@@ -1,0 +1,122 @@
+"""Masks: against segment_anything, pycocotools, OpenCV and hand-computed cases."""
+
+import doctest
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from pycocotools import mask as coco
+from segment_anything.utils.transforms import ResizeLongestSide
+
+from sumlib import masks
+
+
+@pytest.fixture
+def random_masks() -> torch.Tensor:
+    """(6, 37, 52) bool, coherent blobs that touch the border."""
+    noise = np.random.default_rng(0).normal(size=(6, 37, 52)).astype(np.float32)
+    return torch.from_numpy(np.stack([cv2.GaussianBlur(one, (0, 0), 2) > 0 for one in noise]))
+
+
+def test_doctests():
+    result = doctest.testmod(masks)
+    assert result.failed == 0 and result.attempted > 8
+
+
+def test_mask_box_is_inclusive_xyxy():
+    mask = torch.zeros(3, 8, 9, dtype=torch.bool)
+    mask[0, 2:5, 3:8] = True
+    mask[1, 7, 0] = True
+    assert masks.mask_box(mask).tolist() == [[3, 2, 7, 4], [0, 7, 0, 7], [0, 0, 0, 0]]
+    assert masks.mask_box(mask).dtype == torch.float32
+    assert masks.mask_box(mask[:0]).shape == (0, 4)
+
+
+def test_rle_round_trip(random_masks):
+    for mask in random_masks.numpy():
+        rle = masks.rle_encode(mask)
+        assert rle["size"] == [37, 52] and isinstance(rle["counts"], str)
+        assert coco.area({**rle, "counts": rle["counts"].encode()}) == mask.sum()
+        decoded = masks.rle_decode(rle)
+        assert decoded.dtype == bool and (decoded == mask).all()
+
+
+@pytest.mark.parametrize("value", [False, True])
+def test_rle_of_constant_masks(value):
+    mask = np.full((5, 7), value)
+    assert (masks.rle_decode(masks.rle_encode(mask)) == mask).all()
+
+
+def test_rle_uncompressed_runs_down_the_columns():
+    assert masks.rle_decode({"size": [2, 3], "counts": [1, 2, 3]}).astype(int).tolist() == [[0, 1, 0], [1, 0, 0]]
+
+
+@pytest.mark.parametrize("counts", [[1, 2], "0121"])
+def test_rle_of_another_size_is_refused(counts):
+    with pytest.raises(ValueError, match="RLE"):
+        masks.rle_decode({"size": [2, 2], "counts": counts})
+
+
+@pytest.mark.parametrize("size", [(64, 64), (48, 64), (1023, 333), (20, 1000)])
+def test_resize_and_pad_like_sam(size):
+    image = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    resized = masks.resize_longest_side(image, 64)
+    assert resized.shape[:2] == masks.longest_side_size(*size, 64) and max(resized.shape) == 64
+    assert (resized == ResizeLongestSide(64).apply_image(image)).all()
+    padded = masks.pad_to_square(torch.from_numpy(resized).permute(2, 0, 1), 64)  # (3, 64, 64)
+    height, width = resized.shape[:2]
+    assert padded.shape == (3, 64, 64) and (padded[:, :height, :width].permute(1, 2, 0).numpy() == resized).all()
+    assert not padded[:, height:].any() and not padded[:, :, width:].any()
+
+
+def test_pad_refuses_what_is_too_large():
+    with pytest.raises(ValueError, match="resize it first"):
+        masks.pad_to_square(torch.zeros(1, 65, 3), 64)
+
+
+def test_connected_components_against_opencv(random_masks):
+    for mask in random_masks.numpy():
+        for connectivity in (4, 8):
+            labels, areas = masks.connected_components(mask, connectivity)
+            count, reference = cv2.connectedComponents(mask.astype(np.uint8), connectivity=connectivity)
+            assert len(areas) == count - 1 and areas.tolist() == [(labels == k + 1).sum() for k in range(count - 1)]
+            assert len(np.unique(labels * count + reference)) == count  # the same partition
+            first = [(labels == k + 1).ravel().argmax() for k in range(count - 1)]
+            assert first == sorted(first)
+
+
+def test_connected_components_of_constant_masks():
+    assert masks.connected_components(np.zeros((2, 2), bool))[1].tolist() == []
+    labels, areas = masks.connected_components(np.ones((2, 2), bool))
+    assert labels.tolist() == [[1, 1], [1, 1]] and areas.tolist() == [4]
+    with pytest.raises(ValueError, match="4 or 8"):
+        masks.connected_components(np.ones((2, 2), bool), 6)
+
+
+@pytest.mark.parametrize("width", [0, 1, 2, 5])
+def test_erosion_and_dilation_against_opencv(random_masks, width):
+    kernel = np.ones((3, 3), np.uint8)
+    outside = {"iterations": width, "borderType": cv2.BORDER_CONSTANT, "borderValue": 0}
+    for i, mask in enumerate(random_masks.numpy().astype(np.uint8)):
+        eroded = cv2.erode(mask, kernel, **outside) if width else mask
+        dilated = cv2.dilate(mask, kernel, **outside) if width else mask
+        assert (masks.erode(random_masks, width)[i].numpy() == eroded).all()
+        assert (masks.dilate(random_masks, width)[i].numpy() == dilated).all()
+        assert (masks.inner_boundary(random_masks, width)[i].numpy() == mask - eroded).all()
+        assert (masks.boundary_band(random_masks, width)[i].numpy() == dilated - eroded).all()
+
+
+def test_boundary_width():
+    assert [masks.boundary_width(side, side) for side in (8, 64, 256, 1024)] == [1, 2, 7, 29]
+    assert masks.boundary_width(300, 400, 0.01) == 5
+
+
+def test_only_bool_batches_of_one_shape():
+    mask = torch.zeros(2, 3, 4, dtype=torch.bool)
+    with pytest.raises(ValueError, match="bool"):
+        masks.mask_box(mask.float())
+    with pytest.raises(ValueError, match="shape"):
+        masks.mask_box(mask[0])
+    with pytest.raises(ValueError, match="second .* first .* differ in shape"):
+        masks.require_masks(first=mask, second=mask[:1])

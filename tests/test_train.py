@@ -1,0 +1,115 @@
+"""The trainer: a killed run ends as if it had not been killed, schedules by hand, clear failures."""
+
+import math
+
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+from sumlib.train import Schedule, fingerprint, fit
+
+SCHEDULE = Schedule(iterations=7, warmup=2)
+
+
+class Killed(Exception):
+    """The process is gone."""
+
+
+def train(resume=None, *, mark="m", killed_at=None, seed=3, scale=1.0, **options) -> tuple[pd.DataFrame, nn.Linear]:
+    """Fit a line to noise; ``killed_at`` is the call (from 1) in whose middle the run dies."""
+    model = nn.Linear(2, 1)
+    nn.init.constant_(model.weight, 0.5)
+    nn.init.zeros_(model.bias)
+    optimiser = torch.optim.AdamW([{"params": [model.weight], "lr": 0.1}, {"params": [model.bias], "lr": 0.01}])
+    calls = []
+
+    def step(generator: torch.Generator) -> dict[str, float]:
+        calls.append(1)
+        x = torch.rand(4, 2, generator=generator)
+        loss = scale * ((model(x) - x.sum(1, keepdim=True)) ** 2).mean()
+        loss.backward()
+        if len(calls) == killed_at:
+            raise Killed
+        return {"loss": loss.item()}
+
+    log = fit(step, model, optimiser, SCHEDULE, seed=seed, resume=resume, mark=mark, every=2, title="line", **options)
+    return log, model
+
+
+def same(a: tuple, b: tuple) -> bool:
+    return a[0].equals(b[0]) and all(torch.equal(x, y) for x, y in zip(a[1].parameters(), b[1].parameters(), strict=True))
+
+
+@pytest.mark.parametrize("killed_at", [2, 3, 6, 7])
+def test_a_killed_run_resumes_to_the_same_result(tmp_path, capsys, killed_at):
+    path = tmp_path / "new" / "line.pt"
+    with pytest.raises(Killed):
+        train(path, killed_at=killed_at)
+    assert path.exists() == (killed_at > 2)  # written after every second step
+    capsys.readouterr()
+    resumed = train(path)
+    done = (killed_at - 1) // 2 * 2
+    assert capsys.readouterr().out == (f"line.pt: resuming after step {done}\n" if done else "")
+    assert same(resumed, train()) and list(resumed[0]["step"]) == list(range(1, 8))
+    assert list(path.parent.glob("*")) == [] if done else not path.exists()
+
+
+def test_a_checkpoint_of_something_else_is_not_used_and_said_so(tmp_path, capsys):
+    path = tmp_path / "line.pt"
+    with pytest.raises(Killed):
+        train(path, killed_at=6, mark="other", seed=9)
+    fresh = train(path)
+    assert capsys.readouterr().out == "line.pt: a checkpoint of another configuration, data or code; starting anew\n"
+    assert same(fresh, train())
+
+
+def test_the_seed_decides():
+    assert same(train(seed=1), train(seed=1)) and not same(train(seed=1), train(seed=2))
+
+
+def test_schedule_by_hand():
+    assert [round(Schedule(4)(k), 6) for k in range(4)] == [1.0, round((1 + math.sqrt(0.5)) / 2, 6), 0.5, round((1 - math.sqrt(0.5)) / 2, 6)]
+    assert [Schedule(8, warmup=3, cosine=False)(k) for k in range(5)] == [0.25, 0.5, 0.75, 1.0, 1.0]
+    assert Schedule(8, warmup=3)(1) == pytest.approx(0.5 * (1 + math.cos(math.pi / 8)) / 2)
+
+
+def test_the_schedule_scales_each_groups_own_rate():
+    model, rates = nn.Linear(1, 1), []
+    optimiser = torch.optim.SGD([{"params": [model.weight], "lr": 0.1}, {"params": [model.bias], "lr": 0.01}])
+
+    def step(generator):
+        model(torch.ones(1, 1)).sum().backward()
+        rates.append([group["lr"] for group in optimiser.param_groups])
+        return {}
+
+    fit(step, model, optimiser, Schedule(3, warmup=1, cosine=False), seed=0)
+    assert rates == [[0.05, 0.005], [0.1, 0.01], [0.1, 0.01]]
+
+
+def test_gradients_are_clipped_and_their_norm_is_logged():
+    model = nn.Linear(1, 1, bias=False)
+    nn.init.zeros_(model.weight)
+
+    def step(generator):
+        (-30 * model(torch.ones(1, 1))).sum().backward()
+        return {}
+
+    log = fit(step, model, torch.optim.SGD(model.parameters(), lr=1.0), Schedule(2, cosine=False), seed=0, clip=0.5)
+    assert list(log["gradient_norm"]) == [30.0, 30.0] and model.weight.item() == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("scale", [math.nan, math.inf])
+def test_a_gradient_that_is_not_finite_is_an_error(scale):
+    with pytest.raises(FloatingPointError, match="^line: the gradient of step 0 is not finite; lower the learning rate in params.yaml$"):
+        train(scale=scale)
+
+
+def test_fingerprint_sees_values_and_the_bytes_of_files(tmp_path):
+    path = tmp_path / "x"
+    path.write_bytes(b"1")
+    first = fingerprint({"a": 1, "b": (2,)}, path)
+    assert fingerprint({"b": (2,), "a": 1}, path) == first
+    assert fingerprint({"a": 2, "b": (2,)}, path) != first
+    path.write_bytes(b"2")
+    assert fingerprint({"a": 1, "b": (2,)}, path) != first
