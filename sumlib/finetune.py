@@ -98,7 +98,10 @@ class PseudoSource:
     def __init__(self, images: Dataset, labels: PseudoLabels, kind: str):
         numbers = {name: i for i, name in enumerate(images.names)}
         self.images, self.labels, self.kind = images, labels, kind
-        self.numbers = [numbers[name] for name in labels.images]
+        usable = [name for name in labels.images if kind == "sam" or labels[name].refined.any()]
+        self.numbers = [numbers[name] for name in usable]
+        if len(usable) < len(labels.images):
+            print(f"{images.name}: {len(labels.images) - len(usable)} images are left out, all their refined masks are empty")
 
     def __len__(self) -> int:
         return len(self.numbers)
