@@ -10,6 +10,8 @@ from sumlib.config import ConfigError, load_config
 from sumlib.paths import PARAMS, ROOT
 
 TEXT = PARAMS.read_text(encoding="utf-8")
+TUNED = load_config("micro").finetune
+WARMUP, ITERATIONS = f"    warmup: {TUNED.warmup}\n", f"iterations: {TUNED.iterations}\n"
 RUNS = """sam human-small human-medium human-large vanilla-small vanilla-medium vanilla-large sum-small sum-medium sum-large
 mask-refinement-medium sum-no-task-prompt-medium sum-continuous-medium sum-uniform-sampling-medium""".split()
 SEEDED = "human vanilla mask-refinement sum-no-task-prompt sum".split()
@@ -86,22 +88,22 @@ def test_unknown_run_names_the_nearest():
 
 
 @pytest.mark.parametrize(("old", "new", "message"), [
-    ("    warmup: 10\n", "    warmpu: 10\n", "unknown key finetune.micro.warmpu; the nearest known one is warmup"),
+    (WARMUP, WARMUP.replace("warmup", "warmpu"), "unknown key finetune.micro.warmpu; the nearest known one is warmup"),
     ("\nfinetune:\n", "\nfinetun:\n", "unknown key finetun; the nearest known one is finetune"),
     ("    iou_weight: 1.0\n", "", "missing key finetune.smoke.iou_weight"),
     ("lr: 1.0e-5\n", "lr: -1.0e-5\n", "finetune.paper.lr is -1e-05; allowed: above 0"),
     ("lr: 1.0e-5\n", "lr: 1e-5\n", "finetune.paper.lr is '1e-5'; allowed: a number; in YAML write 1.0e-4 for 1e-4"),
     ("lr: 1.0e-5\n", "lr: .nan\n", "finetune.paper.lr is nan; allowed: a number"),
     ("theta: 0.6", "theta: 1.6", "finetune.smoke.theta is 1.6; allowed: at least 0 and at most 1"),
-    ("iterations: 120\n", "iterations: 120.5\n", "finetune.micro.iterations is 120.5; allowed: a whole number"),
-    ("iterations: 120\n", "iterations: true\n", "finetune.micro.iterations is True; allowed: a whole number"),
+    (ITERATIONS, "iterations: 120.5\n", "finetune.micro.iterations is 120.5; allowed: a whole number"),
+    (ITERATIONS, "iterations: true\n", "finetune.micro.iterations is True; allowed: a whole number"),
     ("bf16: false", "bf16: 0", "finetune.smoke.bf16 is 0; allowed: true or false"),
     ("limit_images: 250000", "limit_images: 0", "pseudo_label.paper.limit_images is 0; allowed: at least 1"),
     ("type: vit_h", "type: vit_x", "model.paper.type is 'vit_x'; allowed: one of micro, vit_b, vit_l, vit_h"),
-    ("prompts: [point, box", "prompts: [point, pox", "evaluate.smoke.prompts[1] is 'pox'; allowed: one of point, box, boundary-point"),
-    ("settings: [oracle, single]", "settings: []", "evaluate.smoke.settings is []; allowed: a list of different values, not empty"),
+    ("    prompts: [point]\n", "    prompts: [point, pox]\n", "evaluate.smoke.prompts[1] is 'pox'; allowed: one of point, box, boundary-point"),
+    ("settings: [oracle]", "settings: []", "evaluate.smoke.settings is []; allowed: a list of different values, not empty"),
     ("large: 2.0}", "huge: 2.0}", "unknown key data.smoke.human_to_unlabeled.huge; the nearest known one is"),
-    ("    warmup: 10\n", "    warmup: 10\n    warmup: 11\n", "not valid YAML: key 'warmup' stands twice"),
+    (WARMUP, WARMUP + WARMUP, "not valid YAML: key 'warmup' stands twice"),
     ("profile: micro", "profile: [", "not valid YAML"),
     ("sum-small: {model: SUM, budget: small", "sum-small: {model: SUM, budget: none", "runs.sum-small.budget is 'none'; allowed: none for a baseline"),
     ("\n  sum-small: {", "\n  sam: {", "runs.sam has the name of a baseline"),
