@@ -75,18 +75,25 @@ class Bootstrap:
         """`contrast` of models instead of runs: the mean over each model's seeds, with the contrast's value for each seed.
 
         A model with a single run (SAM, or an ablation of one seed) stands against every seed of the others. No seeds are given where all models have one run.
+        Seeds that were not evaluated at this point (another first prompt, say) are left out.
         """
         for model in models:
             if model not in self.runs:
                 raise MissingRun(f"{' '.join(model)} was not evaluated: run `dvc repro evaluate`")
-        means = {run: weight / len(self.runs[model]) for model, weight in models.items() for run in self.runs[model].values()}
+        used = {model: self._evaluated(model, **point) for model in models}
+        means = {run: weight / len(used[model]) for model, weight in models.items() for run in used[model].values()}
         whole = self.contrast(means, where, **point)
-        several = [set(self.runs[model]) for model in models if len(self.runs[model]) > 1]
+        several = [set(seeds) for seeds in used.values() if len(seeds) > 1]
         seeds = []
         for seed in sorted(set.intersection(*several)) if several else []:
-            chosen = {self.runs[model].get(seed, next(iter(self.runs[model].values()))): weight for model, weight in models.items()}
+            chosen = {used[model].get(seed, next(iter(used[model].values()))): weight for model, weight in models.items()}
             seeds.append(self._value(chosen, where, **point))
         return Estimate(whole.value, whole.low, whole.high, tuple(seeds))
+
+    def _evaluated(self, model: Model, *, prompt: str, rounds: int, setting: str = "oracle", **_) -> dict[int, str]:
+        """Seed -> run of those evaluated at this point; all of them if none was, so that the first one missing is named."""
+        found = {seed: run for seed, run in self.runs[model].items() if (run, prompt, setting, rounds) in self._sums}
+        return found or self.runs[model]
 
     def _value(self, runs, where, *, prompt, rounds, metric, setting="oracle") -> float:
         value = 0.0

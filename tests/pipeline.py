@@ -24,7 +24,7 @@ def md5(path: Path, ignored: list[str]) -> str:
 
 def listing_md5(entries: list[dict]) -> str:
     """DVC's hash of a folder with these files."""
-    entries = sorted(entries, key=lambda entry: tuple(entry["relpath"].split("/")))
+    entries = sorted(entries, key=lambda entry: entry["relpath"])
     return hashlib.md5(json.dumps(entries, sort_keys=True).encode()).hexdigest() + ".dir"
 
 

@@ -153,6 +153,18 @@ def test_bootstrap_intervals_cover_the_truth():
     assert 0.89 <= hits / 120 <= 0.985
 
 
+def test_seeds_without_a_prompt_are_left_out(frame):
+    """SUM has three seeds, of which one was evaluated from a boundary point: the comparison there is that seed's."""
+    some = frame[(frame["round"] == 1) & (frame["prompt"] == "point")]
+    extra = some[some["run"].isin(["sam", "sum-medium"])].assign(prompt="boundary-point")
+    bootstrap = Bootstrap(pd.concat([some, extra], ignore_index=True), np.random.default_rng(0), 50)
+    models = {("SUM", "FT-Medium"): 1.0, ("SAM", "none"): -1.0}
+    point = dict(rounds=1, metric="mIoU")
+    assert len(bootstrap.compare(models, "all", prompt="point", **point).seeds) > 1
+    alone = bootstrap.compare(models, "all", prompt="boundary-point", **point)
+    assert alone.seeds == () and alone.value == pytest.approx(bootstrap.contrast({"sum-medium": 1.0, "sam": -1.0}, "all", prompt="point", **point).value)
+
+
 def test_bootstrap_is_deterministic_and_refuses_unpaired_runs(frame):
     point = dict(where="all", prompt="point", rounds=1, metric="mIoU", resamples=100)
     a, b = (paired_difference(frame, "sum-medium", "sam", generator=np.random.default_rng(5), **point) for _ in range(2))
