@@ -154,7 +154,7 @@ def test_bootstrap_intervals_cover_the_truth():
 
 
 def test_seeds_without_a_prompt_are_left_out(frame):
-    """SUM has three seeds, of which one was evaluated from a boundary point: the comparison there is that seed's."""
+    """SUM has two seeds, of which one was evaluated from a boundary point: the comparison there is that seed's."""
     some = frame[(frame["round"] == 1) & (frame["prompt"] == "point")]
     extra = some[some["run"].isin(["sam", "sum-medium"])].assign(prompt="boundary-point")
     bootstrap = Bootstrap(pd.concat([some, extra], ignore_index=True), np.random.default_rng(0), 50)
