@@ -108,7 +108,9 @@ class FinetuneConfig:
     images: Annotated[int, Range(2)]
     """Images in a step, human and unlabeled together; `Config.images_per_iteration` splits them."""
     prompts_per_image: Count
-    """Masks drawn from each image."""
+    """Masks drawn from an image, on average: a step has `images` x `prompts_per_image` prompts, whatever the run."""
+    human_prompts: Count
+    """Masks drawn from each human image in runs with unlabeled images, whose many masks share the rest of the prompts."""
     rounds: Annotated[int, Range(1, 20)]
     """Interactive rounds for each mask."""
     lr: Positive
@@ -137,6 +139,8 @@ class FinetuneConfig:
     """Run the forward pass under bfloat16 autocast."""
     checkpoint_every: Count
     """Steps between two checkpoints for resuming."""
+    workers: Count
+    """Processes that share an iteration's images on a CPU; a divisor of `images`. Results depend on it."""
 
 
 @dataclass(frozen=True)
@@ -153,6 +157,8 @@ class EvaluateConfig:
     """Distance of a boundary point from the edge of the mask, in pixels of the original image."""
     limit_images: Count | None
     """Only the first images of each test set; null: all."""
+    workers: Count
+    """Processes that share the test sets on a CPU."""
 
 
 @dataclass(frozen=True)
@@ -229,6 +235,15 @@ class Config:
         human = min(max(human, 1), self.finetune.images - 1)
         return human, self.finetune.images - human
 
+    def prompts_per_iteration(self, run: RunConfig) -> tuple[list[int], list[int]]:
+        """Masks drawn from each human image and from each unlabeled image in a step; their sum is the same for every run."""
+        human, unlabeled = self.images_per_iteration(run)
+        total = self.finetune.images * self.finetune.prompts_per_image
+        if not unlabeled:
+            return [self.finetune.prompts_per_image] * human, []
+        rest = total - human * self.finetune.human_prompts
+        return [self.finetune.human_prompts] * human, [rest // unlabeled + (k < rest % unlabeled) for k in range(unlabeled)]
+
 
 SECTIONS = {name: hint for name, hint in get_type_hints(Config).items() if name not in ("profile", "runs")}
 
@@ -247,6 +262,10 @@ def load_config(profile: str | None = None, path: Path = PARAMS) -> Config:
     chosen = profile or os.environ.get("SUM_PROFILE") or params["profile"]
     sections = {name: _section(reader, kind, params[name], name, chosen) for name, kind in SECTIONS.items()}
     baselines, runs = (_runs(reader, params[name], name) for name in ("baselines", "runs"))
+    if (settings := sections["finetune"]).images % settings.workers:
+        reader.fail(f"finetune.{chosen}.workers is {settings.workers}, which does not divide images, {settings.images}")
+    if settings.human_prompts > settings.prompts_per_image:
+        reader.fail(f"finetune.{chosen}.human_prompts is {settings.human_prompts}; allowed: at most prompts_per_image, {settings.prompts_per_image}")
     if both := baselines.keys() & runs.keys():
         reader.fail(f"runs.{min(both)} has the name of a baseline; give it another")
     return Config(profile=chosen, runs=baselines | runs, **sections)

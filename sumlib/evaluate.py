@@ -2,18 +2,20 @@
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from sumlib.bar import with_bar
 from sumlib.config import EvaluateConfig, RunConfig
 from sumlib.data import TASK_GROUPS, Dataset, Sample
 from sumlib.masks import mask_box
 from sumlib.metrics import boundary_iou, mask_iou
 from sumlib.model import Sum
+from sumlib.parallel import each
 from sumlib.sampler import boundary_click, first_click, next_click
 
 GROUP_OF = {name: group for group, names in TASK_GROUPS.items() for name in names}
@@ -37,29 +39,41 @@ def evaluate_run(
 ) -> pd.DataFrame:  # fmt: skip
     """Evaluate ``model`` on the good samples of each data set; one row a mask, first prompt, setting and round.
 
+    On a CPU ``config.workers`` processes share the data sets.
+
     ``prompts`` are the first prompts ("point", "box", "boundary-point"), by default the configuration's; a boundary point is
     a single round (Table 5). ``trained_tasks`` are the task ids of the run's human masks: a set of another task is prompted
     with id 0, "unspecified". Columns: run, model, train_set, seed, task, dataset, image, mask, prompt, setting, round,
     iou, biou.
     """
     model.eval()
-    rows = []
-    for dataset in tqdm(datasets, desc=f"evaluate {run.name}"):
-        good = dataset.good()
-        task = dataset.task if dataset.task in trained_tasks else 0
-        samples = (good[i] for i in range(len(good) if config.limit_images is None else min(len(good), config.limit_images)))
-        for masks in _batches(model, samples):
-            for prompt in prompts or config.prompts:
-                for setting in config.settings:
-                    rounds = 1 if prompt == "boundary-point" else config.rounds
-                    scores = interact(model, masks.embedding, masks.image, masks.target, prompt=prompt, setting=setting, rounds=rounds,
-                                      task=task, task_rounds=run.task_prompt, boundary_distance=config.boundary_distance)  # fmt: skip
-                    rows.append(_rows(masks, scores, dataset=dataset.name, task=GROUP_OF.get(dataset.name, dataset.name),
-                                      prompt=prompt, setting=setting))  # fmt: skip
-    table = pd.concat(rows, ignore_index=True)
+    first = prompts or config.prompts
+    one = partial(_evaluate_set, model, run=run, config=config, trained_tasks=trained_tasks, prompts=first)
+    workers = config.workers if model.sam.device.type == "cpu" else 1
+    order = sorted(range(len(datasets)), key=lambda k: -len(datasets[k]))  # the longest first, or one worker waits for it at the end
+    found = with_bar(each(one, [datasets[k] for k in order], workers), f"evaluate {run.name}", total=len(datasets))
+    table = pd.concat(found, ignore_index=True)
     for column, value in (("seed", run.seed), ("train_set", run.train_set), ("model", run.model), ("run", run.name)):
         table.insert(0, column, value)
     return table.sort_values(["dataset", "image", "mask", "prompt", "setting", "round"], kind="stable", ignore_index=True)
+
+
+def _evaluate_set(
+    model: Sum, dataset: Dataset, *, run: RunConfig, config: EvaluateConfig, trained_tasks: Collection[int], prompts: Sequence[str]
+) -> pd.DataFrame:
+    """`evaluate_run` of one data set, without the columns that are the same in all rows."""
+    good, rows = dataset.good(), []
+    task = dataset.task if dataset.task in trained_tasks else 0
+    samples = (good[i] for i in range(len(good) if config.limit_images is None else min(len(good), config.limit_images)))
+    for masks in _batches(model, samples):
+        for prompt in prompts:
+            for setting in config.settings:
+                rounds = 1 if prompt == "boundary-point" else config.rounds
+                scores = interact(model, masks.embedding, masks.image, masks.target, prompt=prompt, setting=setting, rounds=rounds,
+                                  task=task, task_rounds=run.task_prompt, boundary_distance=config.boundary_distance)  # fmt: skip
+                rows.append(_rows(masks, scores, dataset=dataset.name, task=GROUP_OF.get(dataset.name, dataset.name),
+                                  prompt=prompt, setting=setting))  # fmt: skip
+    return pd.concat(rows, ignore_index=True)
 
 
 def _batches(model: Sum, samples: Iterator[Sample]) -> Iterator[_Masks]:
@@ -97,18 +111,19 @@ def interact(
     """
     if prompt not in ("point", "box", "boundary-point") or setting not in ("oracle", "single"):
         raise ValueError(f"no first prompt {prompt!r} or setting {setting!r}; known are point, box, boundary-point; oracle, single")
-    n, size, each = len(target), target.shape[1:], embedding[image]
+    n, size, device = len(target), target.shape[1:], embedding.device
+    own, target = embedding[image.to(device)], target.to(device)
     if prompt == "box":
-        box = model.to_input_frame(mask_box(target).view(n, 2, 2).float(), size)
-        xy, codes = box, torch.tensor([[2, 3]]).expand(n, -1)
+        xy = model.to_input_frame(mask_box(target).view(n, 2, 2).float(), size)
+        codes = torch.tensor([[2, 3]], device=device).expand(n, -1)
     else:
         click = first_click(target) if prompt == "point" else boundary_click(target, boundary_distance)
-        xy = torch.stack([model.to_input_frame(click.float(), size), torch.zeros(n, 2)], 1)
-        codes = torch.tensor([[1, -1]]).expand(n, -1)
-    previous, results, rows = None, [], torch.arange(n)
+        xy = torch.stack([model.to_input_frame(click.float(), size), torch.zeros(n, 2, device=device)], 1)
+        codes = torch.tensor([[1, -1]], device=device).expand(n, -1)
+    previous, results, rows = None, [], torch.arange(n, device=device)
     for number in range(rounds):
         given = task_rounds == "continuous" or (task_rounds == "first" and number == 0)
-        low, _ = model.decode_codes(each, xy, codes, mask_inputs=previous, tasks=torch.full((n,), task) if given else None)
+        low, _ = model.decode_codes(own, xy, codes, mask_inputs=previous, tasks=torch.full((n,), task, device=device) if given else None)
         low = low[:, 1:] if number == 0 and setting == "oracle" else low[:, :1]
         masks = model.upscale(low, size) > 0  # (N, K, H, W)
         k = masks.shape[1]
@@ -129,5 +144,5 @@ def _rows(masks: _Masks, scores: list[tuple[Tensor, Tensor]], **same) -> pd.Data
     for number, (iou, biou) in enumerate(scores, start=1):
         names, numbers = zip(*masks.keys)
         parts.append(pd.DataFrame({"task": same["task"], "dataset": same["dataset"], "image": names, "mask": numbers, "prompt": same["prompt"],
-                                   "setting": same["setting"], "round": number, "iou": iou.numpy(), "biou": biou.numpy()}))  # fmt: skip
+                                   "setting": same["setting"], "round": number, "iou": iou.cpu().numpy(), "biou": biou.cpu().numpy()}))  # fmt: skip
     return pd.concat(parts, ignore_index=True)

@@ -5,7 +5,7 @@ uses. All of them see the same number of prompts an iteration.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Protocol
 
@@ -18,9 +18,9 @@ from torch.nn import functional as F
 from sumlib.config import Config, FinetuneConfig, RunConfig
 from sumlib.data import Dataset, open_dataset
 from sumlib.losses import dice_loss, focal_loss
-from sumlib.masks import mask_box, pad_to_square
+from sumlib.masks import framed, mask_box
 from sumlib.metrics import mask_iou
-from sumlib.model import Sum, load_sam
+from sumlib.model import Sum, best_device, load_sam
 from sumlib.pseudo import PseudoLabels
 from sumlib.sampler import sample_point
 from sumlib.train import Schedule, fingerprint, fit
@@ -44,6 +44,9 @@ class Batch:
     task: Tensor
     """(N,) task ids."""
 
+    def to(self, device: torch.device) -> "Batch":
+        return Batch(*(getattr(self, field.name).to(device) for field in fields(self)))
+
 
 class Source(Protocol):
     """Draws one image with ``prompts`` of its masks, with replacement if it has fewer."""
@@ -56,16 +59,6 @@ def _choose(weights: Tensor, prompts: int, generator: torch.Generator) -> np.nda
     count = len(weights)
     rounds = [torch.multinomial(weights, count, generator=generator) for _ in range(-(-prompts // count))]
     return torch.cat(rounds)[:prompts].numpy()
-
-
-def _framed(maps: np.ndarray, model: Sum) -> Tensor:
-    """Maps (K, H, W) bool or float -> float32 (K, S, S) in the model's input frame, padded with zeros."""
-    size = model.sam.image_encoder.img_size
-    frame = model.input_size(*maps.shape[1:])
-    maps = torch.from_numpy(maps).float()
-    if frame != tuple(maps.shape[1:]):
-        maps = F.interpolate(maps[:, None], frame, mode="bilinear", align_corners=False)[:, 0]
-    return maps if frame == (size, size) else pad_to_square(maps, size)
 
 
 class HumanSource:
@@ -83,8 +76,8 @@ class HumanSource:
         which = int(np.searchsorted(self.starts, index, side="right")) - 1
         sample = self.datasets[which][index - self.starts[which]]
         masks = sample.masks[_choose(torch.ones(len(sample.masks)), prompts, generator)]
-        target = _framed(masks, model) > 0.5
-        return Batch(model.preprocess(sample.image)[None], torch.zeros(prompts, dtype=torch.long), target,
+        target = framed(masks, model.sam.image_encoder.img_size) > 0.5
+        return Batch(model.preprocess(sample.image)[None].cpu(), torch.zeros(prompts, dtype=torch.long), target,
                      torch.ones(target.shape), torch.full((prompts, 2), -1.0), torch.full((prompts,), sample.task))  # fmt: skip
 
 
@@ -113,10 +106,11 @@ class PseudoSource:
         area = masks.sum((1, 2))
         usable = np.flatnonzero(area)
         chosen = usable[_choose(torch.from_numpy(1 / area[usable]), prompts, generator)]
-        target = _framed(masks[chosen], model) > 0.5
+        side = model.sam.image_encoder.img_size
+        target = framed(masks[chosen], side) > 0.5
         backup = model.to_input_frame(torch.from_numpy(label.points[chosen]).float(), sample.image.shape[:2])
-        return Batch(model.preprocess(sample.image)[None], torch.zeros(prompts, dtype=torch.long), target,
-                     _framed(label.certainty[chosen], model), backup, torch.zeros(prompts, dtype=torch.long))  # fmt: skip
+        return Batch(model.preprocess(sample.image)[None].cpu(), torch.zeros(prompts, dtype=torch.long), target,
+                     framed(label.certainty[chosen], side), backup, torch.zeros(prompts, dtype=torch.long))  # fmt: skip
 
 
 def collate(parts: Sequence[Batch]) -> Batch:
@@ -130,18 +124,18 @@ def jittered_boxes(target: Tensor, generator: torch.Generator, jitter: float = 0
     """Boxes (N, 4) XYXY of masks (N, S, S), each side moved by up to ``jitter`` of the box's size, both ways."""
     box = mask_box(target)
     size = (box[:, 2:] - box[:, :2]).repeat(1, 2)
-    return (box + (2 * torch.rand(box.shape, generator=generator) - 1) * jitter * size).clamp(0, target.shape[-1] - 1)
+    return (box + (2 * torch.rand(box.shape, generator=generator).to(box.device) - 1) * jitter * size).clamp(0, target.shape[-1] - 1)
 
 
 def _first_prompt(batch: Batch, weight: Tensor | None, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Round 1: a box or a random positive point, 50/50; (N, 2, 2) x, y and (N, 2) codes of `Sum.decode_codes`."""
-    n = len(batch.target)
-    boxed = torch.rand(n, generator=generator) < 0.5
+    n, device = len(batch.target), batch.target.device
+    boxed = (torch.rand(n, generator=generator) < 0.5).to(device)
     point, found = sample_point(batch.target, weight, generator=generator)
     point = torch.where((found | (batch.backup[:, 0] < 0))[:, None], point.float(), batch.backup)
     corners = jittered_boxes(batch.target, generator).view(n, 2, 2)
-    xy = torch.where(boxed[:, None, None], corners, torch.stack([point, torch.zeros(n, 2)], 1))
-    return xy, torch.where(boxed[:, None], torch.tensor([[2, 3]]), torch.tensor([[1, -1]]))
+    xy = torch.where(boxed[:, None, None], corners, torch.stack([point, torch.zeros_like(point)], 1))
+    return xy, torch.where(boxed[:, None], torch.tensor([[2, 3]], device=device), torch.tensor([[1, -1]], device=device))
 
 
 def _next_prompt(batch: Batch, prediction: Tensor, weight: Tensor | None, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -150,7 +144,7 @@ def _next_prompt(batch: Batch, prediction: Tensor, weight: Tensor | None, genera
     Where the region is empty or has no certain pixel: the backup point for pseudo-labels, none for human masks.
     """
     point, found = sample_point(prediction != batch.target, weight, generator=generator)
-    label = batch.target[torch.arange(len(point)), point[:, 1], point[:, 0]].long()
+    label = batch.target[torch.arange(len(point), device=point.device), point[:, 1], point[:, 0]].long()
     made = batch.backup[:, 0] >= 0
     point = torch.where((~found & made)[:, None], batch.backup, point.float())
     label = torch.where(found, label, torch.where(made, 1, -1))
@@ -166,15 +160,17 @@ def mask_losses(logits: Tensor, batch: Batch, certainty: Tensor | None, config: 
     return loss.view(n, k)
 
 
-def interactive_step(model: Sum, batch: Batch, run: RunConfig, config: FinetuneConfig, generator: torch.Generator) -> dict[str, float]:
-    """One batch through all rounds, back-propagated round by round; returns the mean losses of the first and last round.
+def interactive_step(
+    model: Sum, batch: Batch, run: RunConfig, config: FinetuneConfig, generator: torch.Generator, share: float = 1.0
+) -> dict[str, float]:
+    """One batch through all rounds, back-propagated round by round; returns ``share`` times the mean losses of the first and last round.
 
     A single prompt (round 1) gets the three masks, of which only the best one is trained; later rounds get one mask.
     The decoder's graph of a round is freed before the next one starts; the encoder is back-propagated once.
     """
     certainty = batch.certainty if run.uncertainty_loss else None
     weight = batch.certainty if run.uncertainty_sampling else None
-    size, rows = batch.pixels.shape[-1], torch.arange(len(batch.target))
+    size, rows = batch.pixels.shape[-1], torch.arange(len(batch.target), device=batch.target.device)
     with torch.autocast(batch.pixels.device.type, torch.bfloat16, enabled=config.bf16):
         embedding = model.encode(batch.pixels).float()
     leaf = embedding.detach().requires_grad_()
@@ -189,7 +185,7 @@ def interactive_step(model: Sum, batch: Batch, run: RunConfig, config: FinetuneC
         each = mask_losses(logits, batch, certainty, config)  # (N, K)
         best = each.detach().argmin(1)
         prediction = logits[rows, best].detach() > 0
-        loss = (each[rows, best] + config.iou_weight * (score[rows, best] - mask_iou(prediction, batch.target)) ** 2).mean()
+        loss = (each[rows, best] + config.iou_weight * (score[rows, best] - mask_iou(prediction, batch.target)) ** 2).mean() * share
         loss.backward()
         losses.append(loss.item())
         previous = low[rows, best].detach()[:, None]
@@ -213,22 +209,25 @@ def sources(config: Config, run: RunConfig, labels: Path | None) -> tuple[HumanS
 def finetune(config: Config, run: RunConfig, labels: Path | None, *, resume: Path | None = None) -> tuple[Sum, pd.DataFrame]:
     """Fine-tune the foundation model as ``run`` says; returns the model and its log.
 
-    Task ids that the run does not train stay at zero. ``resume`` is where a killed run goes on from.
+    Task ids that the run does not train stay at zero. ``resume`` is where a killed run goes on from. Trains on the GPU where there is
+    one, else with ``finetune.workers`` processes, each with its share of an iteration's images.
     """
-    settings = config.finetune
-    model = Sum(load_sam(config.model.type, config.checkpoint, sha256=config.model.sha256)).train()
+    settings, device = config.finetune, best_device()
+    model = Sum(load_sam(config.model.type, config.checkpoint, sha256=config.model.sha256)).train().to(device)
     human, unlabeled = sources(config, run, labels)
-    counts = config.images_per_iteration(run)
+    plan = [(source, prompts) for source, each in zip((human, unlabeled), config.prompts_per_iteration(run)) for prompts in each]
+    total = sum(prompts for _, prompts in plan)
+    workers = settings.workers if device.type == "cpu" else 1
     groups = parameter_groups(model, settings, run.task_prompt != "none")
     optimiser = torch.optim.AdamW(groups, lr=settings.lr)
 
-    def step(generator: torch.Generator) -> dict[str, float]:
-        drawn = [source.draw(model, settings.prompts_per_image, generator)
-                 for source, count in zip((human, unlabeled), counts) for _ in range(count)]  # fmt: skip
-        return interactive_step(model, collate(drawn), run, settings, generator)
+    def step(generator: torch.Generator, worker: int) -> dict[str, float]:
+        batch = collate([source.draw(model, prompts, generator) for source, prompts in plan[worker::workers]])
+        share = len(batch.target) * workers / total  # the workers' mean shall be the mean over all prompts
+        return interactive_step(model, batch.to(device), run, settings, generator, share)
 
     mark = fingerprint(settings.__dict__, run.__dict__, config.checkpoint, *([labels] if run.unlabeled else []), len(human))
     schedule = Schedule(settings.iterations, settings.warmup)
     log = fit(step, model, optimiser, schedule, seed=run.seed, clip=settings.clip, resume=resume, mark=mark,
-              every=settings.checkpoint_every, title=run.name)  # fmt: skip
-    return model.eval(), log
+              every=settings.checkpoint_every, title=run.name, workers=workers)  # fmt: skip
+    return model.eval().cpu(), log

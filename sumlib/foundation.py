@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, distributed, multiprocessing, nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
@@ -29,6 +29,7 @@ from sumlib.data.micro import broad_style
 from sumlib.data.world import SIZE, coarse, make_scene
 from sumlib.metrics import mask_iou
 from sumlib.model import Sum, build_sam_micro, save_sam
+from sumlib.parallel import average_gradients, together
 from sumlib.sampler import first_click, next_click, sample_point
 
 SMALLEST = 14
@@ -43,7 +44,7 @@ class FoundationConfig:
     """How the shipped checkpoint was made."""
 
     scenes: int = 20000
-    iterations: int = 2600
+    iterations: int = 2400
     dense_only: float = 0.15
     """Share of the iterations with the auxiliary heads alone."""
     images: int = 16
@@ -54,7 +55,7 @@ class FoundationConfig:
     rounds: tuple[int, ...] = (2, 3, 3, 3, 6)
     """Interactive rounds of the iterations, in turn."""
     late: float = 0.67
-    """Share of the iterations after which `late_rounds` are used."""
+    """Share of the iterations after which `late_rounds` are used, and SAM's own loss comes in (`mask_loss`)."""
     late_rounds: tuple[int, ...] = (3, 6, 6)
     lr: float = 1.2e-3
     weight_decay: float = 0.05
@@ -126,13 +127,20 @@ class DenseHeads(nn.Module):
         return torch.stack(logits), F.pixel_shuffle(self.paint(embedding), 4)
 
 
-def mask_loss(logits: Tensor, target: Tensor) -> Tensor:
-    """4 x binary cross-entropy + dice, (..., H * W) -> (...). Sharper than focal loss at this scale, as SAM's stability filter needs."""
+def mask_loss(logits: Tensor, target: Tensor, late: bool = False) -> Tensor:
+    """4 x binary cross-entropy + dice, (..., H * W) -> (...); if ``late``, 2 x binary cross-entropy + SAM's 20 x focal + dice.
+
+    Cross-entropy makes the sharp logits that SAM's stability filter needs, which focal loss alone does not at this scale; the
+    focal term then moves the model to where SAM's own training, and all fine-tuning, leaves it.
+    """
     target = target.float()
-    bce = F.binary_cross_entropy_with_logits(logits, target, reduction="none").mean(-1)
+    bce = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
     p = logits.sigmoid()
     dice = 1 - (2 * (p * target).sum(-1) + 1) / (p.sum(-1) + target.sum(-1) + 1)
-    return 4 * bce + dice
+    if not late:
+        return 4 * bce.mean(-1) + dice
+    focal = (0.75 - 0.5 * target) * (p - target) ** 2 * bce  # alpha 0.25, gamma 2
+    return 2 * bce.mean(-1) + 20 * focal.mean(-1) + dice
 
 
 class Batches:
@@ -196,7 +204,9 @@ def dense_loss(model: Sum, heads: DenseHeads, embedding: Tensor, batch: dict, ge
     return (mask_loss(chosen, target) * weight).mean() + F.l1_loss(painted.float(), image)
 
 
-def interactive_loss(model: Sum, embedding: Tensor, batch: dict, rounds: int, generator: torch.Generator, bf16: bool) -> Tensor:
+def interactive_loss(
+    model: Sum, embedding: Tensor, batch: dict, rounds: int, generator: torch.Generator, bf16: bool, late: bool = False
+) -> float:
     """SAM's interactive training against the coarse masks; back-propagates round by round into ``embedding``'s gradient."""
     where, target = batch["image"], batch["all"][batch["image"], batch["mask"]]  # (N, H, W)
     n, flat = len(target), target.flatten(1)
@@ -219,11 +229,12 @@ def interactive_loss(model: Sum, embedding: Tensor, batch: dict, rounds: int, ge
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             logits, score = model.decode_codes(detached[where], xy, label, mask_inputs=mask_input)
         logits, score = logits.float().flatten(2), score.float()
-        each = mask_loss(logits, flat[:, None].expand_as(logits))  # (N, 4)
+        each = mask_loss(logits, flat[:, None].expand_as(logits), late)  # (N, 4)
         with torch.no_grad():
             on = (logits > 0).float()
             overlap = on @ candidates.transpose(1, 2)
             iou_all = (overlap / (on.sum(-1)[..., None] + candidates.sum(-1)[:, None] - overlap).clamp(min=1)).amax(-1)
+            iou_all = iou_all * keep[:, None]  # a click on the background asks for no mask, however well one is painted
         if step == 0:
             best, column = each[:, 1:].min(1)
             loss = (keep * (best + 0.25 * each[:, 0])).mean() + F.mse_loss(score, iou_all)
@@ -312,14 +323,6 @@ class Pretraining:
         self.heads.load_state_dict(state["heads"])
         self.optimiser.load_state_dict(state["optimiser"])
 
-    def average_gradients(self) -> None:
-        """Mean over the workers, in one message."""
-        owners = [p for p in self.parameters() if p.requires_grad]
-        flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in owners])
-        distributed.all_reduce(flat)
-        for p, g in zip(owners, flat.div_(self.config.workers).split([p.numel() for p in owners])):
-            p.grad = g.view_as(p)
-
     def iterate(self, store: Store) -> float:
         """One iteration; its randomness depends on the seed and the step alone."""
         c = self.config
@@ -339,11 +342,11 @@ class Pretraining:
         (loss if dense else 0.5 * loss).backward()
         value = loss.item()
         if not dense:
-            turns = c.rounds if self.step < c.late * c.iterations else c.late_rounds
-            rounds = turns[self.step % len(turns)]
-            value = interactive_loss(self.model, leaf, batch, rounds, generator, self.bf16)
+            late = self.step >= c.late * c.iterations
+            turns = c.late_rounds if late else c.rounds
+            value = interactive_loss(self.model, leaf, batch, turns[self.step % len(turns)], generator, self.bf16, late)
         embedding.backward(leaf.grad)
-        self.average_gradients()
+        average_gradients(self.parameters())
         torch.nn.utils.clip_grad_norm_(self.parameters(), 1.0)
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
@@ -352,8 +355,6 @@ class Pretraining:
 
 
 def _worker(rank: int, config: FoundationConfig, out: Path, store: Store, held_out: Store, bf16: bool, every: int) -> None:
-    torch.set_num_threads(1)
-    distributed.init_process_group("gloo", init_method=f"file://{out.resolve()}/rendezvous", rank=rank, world_size=config.workers)
     state = Pretraining(config, rank, bf16)
     if (out / "last.pt").exists():
         state.load(out / "last.pt")
@@ -368,16 +369,14 @@ def _worker(rank: int, config: FoundationConfig, out: Path, store: Store, held_o
             with open(out / "log.jsonl", "a") as log:
                 log.write(json.dumps(row) + "\n")
             state.save(out / "last.pt")
-        distributed.barrier()
         losses = []
 
 
 def pretrain(config: FoundationConfig, out: Path, *, bf16: bool = True, every: int = 250, held_out: int = 60) -> Sum:
     """Train, or resume, in ``config.workers`` processes; keeps the last state and a log of the gate, on ``held_out`` scenes, in ``out``."""
     out.mkdir(parents=True, exist_ok=True)
-    (out / "rendezvous").unlink(missing_ok=True)
     store, others = make_store(config.scenes, seed=config.seed + 1), make_store(held_out, seed=config.seed + 999)
-    multiprocessing.start_processes(_worker, (config, out, store, others, bf16, every), nprocs=config.workers, start_method="fork")
+    together(_worker, config.workers, config, out, store, others, bf16, every)
     state = Pretraining(config, 0, bf16)
     state.load(out / "last.pt")
     return state.model

@@ -21,12 +21,12 @@ from segment_anything.modeling import Sam
 from segment_anything.utils.amg import calculate_stability_score
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tqdm import tqdm
 
+from sumlib.bar import with_bar
 from sumlib.config import RefineConfig
 from sumlib.data import Sample
 from sumlib.losses import dice_loss, focal_loss
-from sumlib.masks import mask_box, pad_to_square
+from sumlib.masks import framed, mask_box
 from sumlib.metrics import boundary_iou, mask_iou
 from sumlib.model import Sum
 from sumlib.sampler import first_click, sample_point
@@ -57,9 +57,10 @@ class Refiner(nn.Module):
         ``embeddings`` (N, C, h, w) of SAM's image encoder; ``logits`` (N, 4h, 4w), SAM's low-resolution logits; ``boxes`` (N, 4)
         XYXY of SAM's masks and ``points`` (N, 2) x, y that produced them, in pixels of the frame.
         """
-        labels = torch.ones(len(points), 1, dtype=torch.long, device=points.device)
+        xy = torch.cat([points[:, None], boxes.view(-1, 2, 2)], 1)
+        codes = torch.tensor([[1, 2, 3]], device=points.device).expand(len(points), -1)
         prompt = logits.clamp(-LOGIT_LIMIT, LOGIT_LIMIT)[:, None]
-        low, score = self.network.decode(embeddings, points=points[:, None], labels=labels, boxes=boxes, mask_inputs=prompt)
+        low, score = self.network.decode_codes(embeddings, xy, codes, mask_inputs=prompt)
         return low[:, 0], score[:, 0]  # the single-mask output
 
     def trained(self) -> dict[str, Tensor]:
@@ -149,8 +150,8 @@ def make_pairs(
     """
     size, rows = target.shape[-1], torch.arange(len(target))
     points, _ = sample_point(target, generator=generator)
-    labels = torch.ones(len(target), 1, dtype=torch.long)
-    low, score = model.decode(embeddings[image], points=points[:, None].float(), labels=labels)
+    xy, codes = torch.stack([points.float(), torch.zeros(len(points), 2)], 1), torch.tensor([[1, -1]]).expand(len(points), -1)
+    low, score = model.decode_codes(embeddings[image], xy, codes)
     low, score = low[:, 1:].float(), score[:, 1:].float()  # the three outputs
     full = in_frame(low, size)
     if inside is not None:
@@ -188,12 +189,9 @@ class HumanImages:
         return torch.stack([item[0] for item in items]), [item[1] for item in items], torch.stack([item[2] for item in items])
 
     def _framed(self, sample: Sample) -> tuple[Tensor, Tensor]:
-        size, frame = self.model.sam.image_encoder.img_size, self.model.input_size(*sample.image.shape[:2])
-        masks = torch.from_numpy(sample.masks)
-        if frame != tuple(masks.shape[1:]):
-            masks = F.interpolate(masks[:, None].float(), frame, mode="bilinear", align_corners=False)[:, 0] > 0.5
-        masks = pad_to_square(masks[masks.flatten(1).any(1)], size)
-        return masks, pad_to_square(torch.ones(frame, dtype=torch.bool), size)
+        side = self.model.sam.image_encoder.img_size
+        masks = framed(sample.masks, side) > 0.5
+        return masks[masks.flatten(1).any(1)], framed(np.ones_like(sample.masks[:1]), side)[0] > 0.5
 
     def pairs(self, numbers: Sequence[int], per_image: int, config: RefineConfig, generator: torch.Generator) -> tuple[Tensor, Pairs]:
         """Embeddings and pairs of ``per_image`` random masks of each image, without repeats as far as they go."""
@@ -235,7 +233,7 @@ def train_refiner(
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _speed(step, config.iterations))
     every, losses, log = max(1, config.iterations // CHECKS), [], [{"step": 0, "loss": math.nan, **_score(refiner, pool, held_out)}]
     best, state = _merit(log[0]), deepcopy(refiner.state_dict())
-    for step in tqdm(range(1, config.iterations + 1), desc="refiner", disable=None if progress else True):
+    for step in with_bar(range(1, config.iterations + 1), "refiner", progress):
         embeddings, pairs = _draw(pool, train, config, generator)
         loss = refinement_loss(refiner, embeddings, pairs)
         loss.backward()
@@ -331,7 +329,7 @@ def measure_refinement(
     found, counts, hist = {}, {}, np.zeros((2, bins), np.int64)
     for level, samples in levels.items():
         rows: dict[str, list] = {key: [] for key in ("image", "sam_iou", "refined_iou", "sam_biou", "refined_biou")}
-        for sample in tqdm(samples, desc=f"measure {level}", disable=None if progress else True):
+        for sample in with_bar(samples, f"measure {level}", progress):
             target = torch.from_numpy(sample.masks)
             before, after = _before_and_after(model, refiner, sample, target)
             for name, logits in (("sam", before), ("refined", after)):

@@ -10,14 +10,20 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pandas as pd
 import torch
 from torch import nn
 from tqdm import tqdm
 
-Step = Callable[[torch.Generator], dict[str, float]]
-"""Computes a loss on data of its own, drawn with the generator, and calls ``backward``; returns numbers to log."""
+from sumlib.parallel import average, average_gradients, together
+
+Step = Callable[[torch.Generator, int], dict[str, float]]
+"""Computes a loss on data of its own, drawn with the generator, and calls ``backward``; returns numbers to log.
+
+The second argument is the worker's number: each of W workers computes its share of the step.
+"""
 
 
 @dataclass(frozen=True)
@@ -47,32 +53,71 @@ def fingerprint(*parts: object) -> str:
 
 def fit(
     step: Step, model: nn.Module, optimiser: torch.optim.Optimizer, schedule: Schedule, *, seed: int, clip: float = 0.0,
-    resume: Path | None = None, mark: str = "", every: int = 100, title: str = "",
+    resume: Path | None = None, mark: str = "", every: int = 100, title: str = "", workers: int = 1,
 ) -> pd.DataFrame:  # fmt: skip
     """Run ``schedule.iterations`` steps; returns the log, one row a step.
 
-    The randomness of step k comes from a generator seeded with (``seed``, k) alone, so a run that was killed and resumed
-    from ``resume`` (written every ``every`` steps, removed at the end) gives the same result. A checkpoint with another
-    ``mark`` is not used, and said so. ``clip`` is the largest gradient norm, 0 for none.
+    The randomness of worker w in step k comes from a generator seeded with (``seed``, k, w) alone, so a run that was killed and
+    resumed from ``resume`` (written every ``every`` steps, removed at the end) gives the same result. A checkpoint with another
+    ``mark`` is not used, and said so. ``clip`` is the largest gradient norm, 0 for none. With several ``workers`` (on the CPU)
+    the step runs in that many processes, whose gradients and numbers are averaged.
     """
-    peak = [group["lr"] for group in optimiser.param_groups]
-    log = _resume(model, optimiser, resume, mark)
-    parameters = [p for group in optimiser.param_groups for p in group["params"]]
-    for k in tqdm(range(len(log), schedule.iterations), initial=len(log), total=schedule.iterations, desc=title):
-        for group, lr in zip(optimiser.param_groups, peak):
-            group["lr"] = lr * schedule(k)
-        row = step(torch.Generator().manual_seed(seed * 1_000_003 + k))
-        norm = torch.nn.utils.clip_grad_norm_(parameters, clip or math.inf)
-        if not math.isfinite(norm):
-            raise FloatingPointError(f"{title}: the gradient of step {k} is not finite; lower the learning rate in params.yaml")
-        optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
-        log.append({"step": k + 1, **row, "gradient_norm": norm.item()})
-        if resume and (k + 1) % every == 0 and k + 1 < schedule.iterations:
-            _save(model, optimiser, log, resume, mark)
-    if resume:
-        resume.unlink(missing_ok=True)
-    return pd.DataFrame(log)
+    job = _Job(step, model, optimiser, schedule, seed, clip, resume, mark, every, title, workers)
+    if workers == 1:
+        return pd.DataFrame(job.run(0))
+    with TemporaryDirectory(prefix="sum-") as folder:
+        together(job.run_and_save, workers, Path(folder) / "end.pt")
+        end = torch.load(Path(folder) / "end.pt", weights_only=True)
+    model.load_state_dict(end["model"])
+    return pd.DataFrame(end["log"])
+
+
+@dataclass(frozen=True)
+class _Job:
+    """The arguments of `fit`, as every worker gets them."""
+
+    step: Step
+    model: nn.Module
+    optimiser: torch.optim.Optimizer
+    schedule: Schedule
+    seed: int
+    clip: float
+    resume: Path | None
+    mark: str
+    every: int
+    title: str
+    workers: int
+
+    def run_and_save(self, rank: int, end: Path) -> None:
+        log = self.run(rank)
+        if rank == 0:
+            torch.save({"model": self.model.state_dict(), "log": log}, end)
+
+    def run(self, rank: int) -> list[dict]:
+        iterations, optimiser, resume = self.schedule.iterations, self.optimiser, self.resume
+        peak = [group["lr"] for group in optimiser.param_groups]
+        log = _resume(self.model, optimiser, resume, self.mark, loud=rank == 0)
+        parameters = [p for group in optimiser.param_groups for p in group["params"]]
+        hidden = {"disable": True} if rank else {}  # what is not said is left to TQDM_DISABLE
+        for k in tqdm(range(len(log), iterations), initial=len(log), total=iterations, desc=self.title, **hidden):
+            for group, lr in zip(optimiser.param_groups, peak):
+                group["lr"] = lr * self.schedule(k)
+            generator = torch.Generator().manual_seed((self.seed * 1_000_003 + k) * self.workers + rank)
+            row = self.step(generator, rank)
+            numbers = torch.tensor(list(row.values()), dtype=torch.float64)
+            average([numbers])
+            average_gradients(parameters)
+            norm = torch.nn.utils.clip_grad_norm_(parameters, self.clip or math.inf)
+            if not math.isfinite(norm):
+                raise FloatingPointError(f"{self.title}: the gradient of step {k} is not finite; lower the learning rate in params.yaml")
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
+            log.append({"step": k + 1, **dict(zip(row, numbers.tolist())), "gradient_norm": norm.item()})
+            if rank == 0 and resume and (k + 1) % self.every == 0 and k + 1 < iterations:
+                _save(self.model, optimiser, log, resume, self.mark)
+        if rank == 0 and resume:
+            resume.unlink(missing_ok=True)
+        return log
 
 
 def _save(model: nn.Module, optimiser: torch.optim.Optimizer, log: list, path: Path, mark: str) -> None:
@@ -82,14 +127,16 @@ def _save(model: nn.Module, optimiser: torch.optim.Optimizer, log: list, path: P
     os.replace(path.with_suffix(".tmp"), path)
 
 
-def _resume(model: nn.Module, optimiser: torch.optim.Optimizer, path: Path | None, mark: str) -> list[dict]:
+def _resume(model: nn.Module, optimiser: torch.optim.Optimizer, path: Path | None, mark: str, loud: bool) -> list[dict]:
     if path is None or not path.exists():
         return []
     state = torch.load(path, weights_only=True)
     if state["mark"] != mark:
-        print(f"{path.name}: a checkpoint of another configuration, data or code; starting anew")
+        if loud:
+            print(f"{path.name}: a checkpoint of another configuration, data or code; starting anew")
         return []
     model.load_state_dict(state["model"])
     optimiser.load_state_dict(state["optimiser"])
-    print(f"{path.name}: resuming after step {len(state['log'])}")
+    if loud:
+        print(f"{path.name}: resuming after step {len(state['log'])}")
     return state["log"]

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from scenes import make_scene
@@ -102,6 +103,12 @@ def test_limit_and_bad_samples(model, tmp_path):
     dataset = open_dataset("COIFT", tmp_path)
     table = evaluate_run(model, [dataset], run=RUN, config=replace(CONFIG, rounds=1, limit_images=2), prompts=("point",))
     assert list(table["image"].unique()) == ["00000", "00002"] and len(dataset.bad) == 1
+
+
+def test_workers_share_the_data_sets_and_change_nothing(model, datasets):
+    one, two = (evaluate_run(model, datasets, run=RUN, config=replace(CONFIG, workers=workers)) for workers in (1, 2))
+    pd.testing.assert_frame_equal(one, two, atol=0.02)  # one thread or several: a pixel on the edge may fall either way
+    assert np.allclose(one[["iou", "biou"]].mean(), two[["iou", "biou"]].mean(), atol=1e-3)
 
 
 # ---- the task prompt ---------------------------------------------------------------------------------------------------

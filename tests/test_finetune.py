@@ -195,12 +195,12 @@ def test_every_run_sees_as_many_prompts(model, human, pseudo, monkeypatch):
     for name, run in RUNS.items():
         with monkeypatch.context() as patch:
             calls = record(model, patch)
-            split = SMOKE.images_per_iteration(run)
-            drawn = [source.draw(model, CONFIG.prompts_per_image, rng(k)) for source, count in zip((human, pseudo), split) for k in range(count)]
+            plan = zip((human, pseudo), SMOKE.prompts_per_iteration(run))
+            drawn = [source.draw(model, prompts, rng(k)) for source, each in plan for k, prompts in enumerate(each)]
             interactive_step(model, collate(drawn), run, CONFIG, rng())
             counts[name] = [codes.shape for codes, *_ in calls]
     assert all(shapes == counts["sum"] for shapes in counts.values())
-    assert SMOKE.images_per_iteration(RUNS["human"]) == (2, 0) and SMOKE.images_per_iteration(RUNS["sum"]) == (1, 1)
+    assert SMOKE.prompts_per_iteration(RUNS["human"]) == ([2, 2], []) and SMOKE.prompts_per_iteration(RUNS["sum"]) == ([1], [3])
 
 
 def gradients(model, batch, run, step=interactive_step, config=CONFIG) -> dict[str, torch.Tensor]:

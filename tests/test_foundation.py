@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 from small import small_sum
-from torch import distributed
 
 from sumlib.data import open_dataset
 from sumlib.data.world import SIZE, coarse
 from sumlib.foundation import SMALLEST, Batches, FoundationConfig, Pretraining, coarse_examples, gate, make_store, mask_loss, pretrain, stored_examples
+from sumlib.losses import focal_loss
 from sumlib.metrics import mask_iou
 from sumlib.paths import SAMPLE
 from sumlib.sampler import first_click, next_click
@@ -68,18 +68,17 @@ def test_mask_loss_by_hand():
     assert mask_loss(logits, target).item() == pytest.approx(4 * np.log(2) + 1 - 2 / 3)
 
 
+def test_the_late_loss_has_sams_focal_term():
+    logits, target = torch.randn(2, 8, 8), torch.rand(2, 8, 8) > 0.5
+    plain, late = (mask_loss(logits.flatten(1), target.flatten(1), late) for late in (False, True))
+    bce = torch.nn.functional.binary_cross_entropy_with_logits(logits, target.float(), reduction="none").mean((1, 2))
+    assert torch.allclose(late, plain - 2 * bce + 20 * focal_loss(logits, target), atol=1e-5)
+
+
 # ---- resuming ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def alone(tmp_path):
-    """A process group of one."""
-    distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
-    yield
-    distributed.destroy_process_group()
-
-
-def test_a_resumed_pretraining_gives_the_same_weights(alone, store, tmp_path):
+def test_a_resumed_pretraining_gives_the_same_weights(store, tmp_path):
     whole = Pretraining(CONFIG, 0, bf16=False)
     start = {name: value.clone() for name, value in whole.model.state_dict().items()}
     losses = [whole.iterate(store) for _ in range(4)]  # two with the auxiliary heads alone, two interactive

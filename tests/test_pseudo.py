@@ -17,7 +17,6 @@ from sumlib.data.world import Style, make_scene
 from sumlib.model import Sum, build_sam_micro, load_sam
 from sumlib.paths import SAMPLE
 from sumlib.pseudo import AutomaticMasks, PseudoLabels, add_uncertainty, generate, store
-from sumlib.pseudo.automatic import FewTokens
 from sumlib.pseudo.store import decode_map, encode_map, map_logits
 
 
@@ -89,15 +88,6 @@ def test_masks_are_those_of_the_official_generator(crop):
 def test_large_masks_are_dropped(model, config):
     found = AutomaticMasks(model, dataclasses.replace(config, max_area_fraction=0.3))(embed(model, scene(5)), (64, 64))
     assert len(found["area"]) and found["area"].max() < 0.3 * 64 * 64
-
-
-def test_attention_with_few_tokens_is_sams_attention(model):
-    layer = model.sam.mask_decoder.transformer.layers[0]
-    generator = torch.Generator().manual_seed(0)
-    tokens, pixels = torch.randn(3, 7, 32, generator=generator), torch.randn(3, 50, 32, generator=generator)
-    for attention, q, k in ((layer.cross_attn_token_to_image, tokens, pixels), (layer.cross_attn_image_to_token, pixels, tokens)):
-        with torch.no_grad():
-            assert torch.allclose(FewTokens(attention)(q, k, 2 * k), attention(q, k, 2 * k), atol=1e-5)
 
 
 def test_maps_keep_the_mask_and_half_a_step_of_the_probability():

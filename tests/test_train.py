@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 import torch
 from torch import nn
+from torch.multiprocessing import ProcessRaisedException
 
 from sumlib.train import Schedule, fingerprint, fit
 
@@ -24,7 +25,7 @@ def train(resume=None, *, mark="m", killed_at=None, seed=3, scale=1.0, **options
     optimiser = torch.optim.AdamW([{"params": [model.weight], "lr": 0.1}, {"params": [model.bias], "lr": 0.01}])
     calls = []
 
-    def step(generator: torch.Generator) -> dict[str, float]:
+    def step(generator: torch.Generator, worker: int) -> dict[str, float]:
         calls.append(1)
         x = torch.rand(4, 2, generator=generator)
         loss = scale * ((model(x) - x.sum(1, keepdim=True)) ** 2).mean()
@@ -64,6 +65,53 @@ def test_a_checkpoint_of_something_else_is_not_used_and_said_so(tmp_path, capsys
     assert same(fresh, train())
 
 
+def shares(workers: int, resume=None, killed_at=None) -> tuple[pd.DataFrame, nn.Linear]:
+    """Fit a line to eight points in each step, of which a worker has its share."""
+    model = nn.Linear(2, 1)
+    nn.init.constant_(model.weight, 0.5)
+    nn.init.zeros_(model.bias)
+    calls = []
+
+    def step(generator: torch.Generator, worker: int) -> dict[str, float]:
+        calls.append(1)
+        if len(calls) == killed_at:
+            raise Killed
+        x = (torch.arange(16.0).view(8, 2) / 7 + len(calls) % 2)[worker::workers]
+        loss = ((model(x) - x.sum(1, keepdim=True)) ** 2).mean()
+        loss.backward()
+        return {"loss": loss.item()}
+
+    log = fit(step, model, torch.optim.AdamW(model.parameters(), lr=0.1), SCHEDULE, seed=0, resume=resume, every=2, workers=workers, clip=1.0)
+    return log, model
+
+
+def test_two_workers_train_as_one():
+    (one, alone), (two, together) = shares(1), shares(2)
+    pd.testing.assert_frame_equal(one, two, rtol=1e-5)
+    for a, b in zip(alone.parameters(), together.parameters(), strict=True):
+        assert torch.allclose(a, b, atol=1e-6)
+
+
+def test_killed_workers_resume_to_the_same_result(tmp_path):
+    path = tmp_path / "line.pt"
+    with pytest.raises(ProcessRaisedException, match="Killed"):
+        shares(2, path, killed_at=5)
+    assert path.exists()
+    assert same(shares(2, path), shares(2)) and not path.exists()
+
+
+def test_each_worker_has_its_own_random_numbers():
+    model = nn.Linear(1, 1)
+
+    def step(generator: torch.Generator, worker: int) -> dict[str, float]:
+        (0 * model(torch.ones(1, 1))).sum().backward()
+        number = torch.rand((), generator=generator).item()
+        return {"mean": number, "spread": number if worker else -number}
+
+    log = fit(step, model, torch.optim.SGD(model.parameters(), lr=1.0), Schedule(3), seed=0, workers=2)
+    assert (log["spread"].abs() > 1e-3).all() and log["mean"].nunique() == 3
+
+
 def test_the_seed_decides():
     assert same(train(seed=1), train(seed=1)) and not same(train(seed=1), train(seed=2))
 
@@ -78,7 +126,7 @@ def test_the_schedule_scales_each_groups_own_rate():
     model, rates = nn.Linear(1, 1), []
     optimiser = torch.optim.SGD([{"params": [model.weight], "lr": 0.1}, {"params": [model.bias], "lr": 0.01}])
 
-    def step(generator):
+    def step(generator, worker):
         model(torch.ones(1, 1)).sum().backward()
         rates.append([group["lr"] for group in optimiser.param_groups])
         return {}
@@ -91,7 +139,7 @@ def test_gradients_are_clipped_and_their_norm_is_logged():
     model = nn.Linear(1, 1, bias=False)
     nn.init.zeros_(model.weight)
 
-    def step(generator):
+    def step(generator, worker):
         (-30 * model(torch.ones(1, 1))).sum().backward()
         return {}
 

@@ -1,19 +1,17 @@
 """SAM's automatic masks of one image (METHOD section 2): those of `SamAutomaticMaskGenerator`, with their logits kept.
 
 Three things make it several times faster and change results by rounding errors only: the prompts of an image share its
-embedding, attention between few tokens and many pixels projects the tokens (`FewTokens`), and masks are painted only for
+embedding, attention between few tokens and many pixels projects the tokens (`sumlib.attention`), and masks are painted only for
 prompts with an output whose predicted IoU passes.
 """
 
-from copy import deepcopy
-
 import numpy as np
 import torch
-from segment_anything.modeling.transformer import Attention
 from segment_anything.utils.amg import MaskData, batched_mask_to_box, build_point_grid, calculate_stability_score
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision.ops import batched_nms
 
+from sumlib.attention import with_few_tokens
 from sumlib.config import PseudoLabelConfig
 from sumlib.model import Sum
 
@@ -34,7 +32,7 @@ class Tally:
 
     def judge(self, name: str, values: Tensor) -> None:
         """Count ``values``, of the candidates before the filter ``name``; NaN (an empty mask) counts as 0."""
-        self.histograms[name] += np.histogram(values.nan_to_num(0).clamp(0, 1), BINS, (0, 1))[0]
+        self.histograms[name] += np.histogram(values.nan_to_num(0).clamp(0, 1).cpu(), BINS, (0, 1))[0]
 
     def merge(self, other: dict) -> None:
         self.images += other["images"]
@@ -48,46 +46,6 @@ class Tally:
         return {"images": self.images, "counts": self.counts, "histograms": {k: v.tolist() for k, v in self.histograms.items()}}
 
 
-class FewTokens(nn.Module):
-    """SAM's attention from few tokens to many pixels or back, with the pixels' projections folded into the tokens.
-
-    q . (W x + b) = (W^T q) . x + q . b and sum_i a_i (W x_i + b) = W (sum_i a_i x_i) + b (weights a_i sum to one): so only T
-    tokens a prompt are projected, not its thousands of pixels.
-    """
-
-    def __init__(self, attention: Attention):
-        super().__init__()
-        self.attention = attention
-        self.heads, self.width = attention.num_heads, attention.internal_dim // attention.num_heads
-
-    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """(B, Q, C), (B, K, C), (B, K, C) -> (B, Q, C); pixels may come with B = 1."""
-        return self._tokens_look(q, k, v) if q.shape[1] <= k.shape[1] else self._pixels_look(q, k, v)
-
-    def _tokens_look(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        a = self.attention
-        query = self._heads(a.q_proj(q)) @ self._weight(a.k_proj) * self.width**-0.5  # (B, h, T, C); the keys' bias moves no softmax
-        scores = (query.flatten(1, 2) @ k.transpose(1, 2)).softmax(-1)  # (B, h T, K)
-        mixed = (scores @ v).unflatten(1, (self.heads, -1)) @ self._weight(a.v_proj).transpose(1, 2)  # (B, h, T, c)
-        return a.out_proj(mixed.transpose(1, 2).flatten(2) + a.v_proj.bias)
-
-    def _pixels_look(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        a = self.attention
-        key = self._heads(a.k_proj(k)) * self.width**-0.5  # (B, h, T, c)
-        bias = (key * a.q_proj.bias.view(self.heads, 1, self.width)).sum(-1, keepdim=True)  # (B, h, T, 1)
-        scores = (key @ self._weight(a.q_proj)).flatten(1, 2) @ q.transpose(1, 2)  # (B, h T, Q)
-        scores = (scores + bias.flatten(1, 2)).unflatten(1, (self.heads, -1)).softmax(2).flatten(1, 2)
-        out = a.out_proj.weight.unflatten(1, (self.heads, self.width)).permute(1, 2, 0)  # (h, c, C)
-        value = (self._heads(a.v_proj(v)) @ out).flatten(1, 2)  # (B, h T, C)
-        return scores.transpose(1, 2) @ value + a.out_proj.bias
-
-    def _heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(2, (self.heads, self.width)).transpose(1, 2)  # (B, h, T, c)
-
-    def _weight(self, projection: nn.Linear) -> Tensor:
-        return projection.weight.unflatten(0, (self.heads, self.width))  # (h, c, C)
-
-
 class AutomaticMasks:
     """Automatic masks of image after image; `tally` counts what the filters dropped.
 
@@ -96,11 +54,7 @@ class AutomaticMasks:
 
     def __init__(self, model: Sum, config: PseudoLabelConfig, batch: int | None = None):
         self.model, self.config, self.batch, self.tally = model, config, batch, Tally()
-        self.transformer = deepcopy(model.sam.mask_decoder.transformer)
-        for layer in self.transformer.layers:
-            layer.cross_attn_token_to_image = FewTokens(layer.cross_attn_token_to_image)
-            layer.cross_attn_image_to_token = FewTokens(layer.cross_attn_image_to_token)
-        self.transformer.final_attn_token_to_image = FewTokens(self.transformer.final_attn_token_to_image)
+        self.transformer = with_few_tokens(model.sam.mask_decoder.transformer)
 
     @torch.no_grad()
     def __call__(self, embedding: Tensor, size: tuple[int, int]) -> MaskData:
@@ -110,7 +64,7 @@ class AutomaticMasks:
         "iou_preds", "stability_score", "area" (M,). As SAM's, but without empty masks and those of ``config.max_area_fraction`` of
         the image or more.
         """
-        points = torch.from_numpy(build_point_grid(self.config.points_per_side) * (size[1], size[0]))
+        points = torch.from_numpy(build_point_grid(self.config.points_per_side) * (size[1], size[0])).to(embedding.device)
         batch = self.batch or max(1, 2**22 // embedding.numel())  # 128 points for the micro model, 4 for SAM's
         data = MaskData()
         for chunk in points.split(batch):
@@ -135,13 +89,13 @@ class AutomaticMasks:
         found.filter((found["area"] > 0) & (found["area"] < config.max_area_fraction * size[0] * size[1]))
         tally.add("area", len(found["low"]))
         found["boxes"] = batched_mask_to_box(found["masks"]).float()
-        return found
+        return MaskData(**{key: value.cpu() for key, value in found.items()})
 
     def _decode(self, embedding: Tensor, points: Tensor, size: tuple[int, int]) -> MaskData:
         """The multi-mask outputs of single points (P, 2) that pass the predicted-IoU filter, point by point; as `Sum.decode`."""
         prompt, decoder, least = self.model.sam.prompt_encoder, self.model.sam.mask_decoder, self.config.pred_iou_thresh
         coordinates = self.model.to_input_frame(points, size)[:, None]
-        sparse, dense = prompt(points=(coordinates, torch.ones(len(points), 1, dtype=torch.long)), boxes=None, masks=None)
+        sparse, dense = prompt(points=(coordinates, torch.ones_like(coordinates[..., 0], dtype=torch.long)), boxes=None, masks=None)
         outputs = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
         tokens = torch.cat([outputs.expand(len(points), -1, -1), sparse], 1)  # (P, 7, C)
         hidden, source = self.transformer(embedding + dense[:1], prompt.get_dense_pe(), tokens)

@@ -22,8 +22,8 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from tqdm import tqdm
 
+from sumlib.bar import with_bar
 from sumlib.config import PseudoLabelConfig
 from sumlib.data import Dataset, Sample
 from sumlib.masks import rle_decode, rle_encode
@@ -80,7 +80,7 @@ def generate(
     mark = _fingerprint(model, config)
     starts = range(0, len(images), BLOCK)
     files = [parts / f"{start:08d}.parquet" for start in starts]
-    for start, file in tqdm(list(zip(starts, files)), desc="pseudo-labels", unit="block", disable=None if progress else True):
+    for start, file in with_bar(list(zip(starts, files)), "pseudo-labels", progress):
         samples = [images[index] for index in range(start, min(start + BLOCK, len(images)))]
         block = _block_mark(mark, samples)
         if file.is_file() and pq.read_schema(file).metadata.get(b"mark") == block.encode():
@@ -159,7 +159,7 @@ def add_uncertainty(source: Path, output: Path, model: Sum, refine: Refine, imag
     file = _open(source)
 
     def refined() -> Iterator[pa.Table]:
-        for group in tqdm(range(file.num_row_groups), desc="uncertainty", unit="block", disable=None if progress else True):
+        for group in with_bar(range(file.num_row_groups), "uncertainty", progress):
             table = file.read_row_group(group)
             names = list(dict.fromkeys(table["image"].to_pylist()))
             if strange := [name for name in names if name not in numbers]:

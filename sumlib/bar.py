@@ -1,0 +1,10 @@
+"""The progress bar of long work."""
+
+from collections.abc import Iterable
+
+from tqdm import tqdm
+
+
+def with_bar(items: Iterable, title: str, shown: bool = True, total: int | None = None) -> Iterable:
+    """``items`` with a progress bar, if ``shown``. TQDM_DISABLE=1 in the environment hides it, as the pipeline does."""
+    return tqdm(items, desc=title, total=total) if shown else items

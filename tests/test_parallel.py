@@ -1,0 +1,48 @@
+"""Worker processes: means over all of them, items in order, failures that are heard."""
+
+import pytest
+import torch
+from torch.multiprocessing import ProcessRaisedException
+
+from sumlib.parallel import average, average_gradients, each, together
+
+
+def test_workers_average_tensors_and_gradients(tmp_path):
+    def work(rank: int, folder) -> None:
+        values = [torch.tensor([1.0, 2.0]) * (rank + 1), torch.tensor(10.0 * rank)]
+        average(values)
+        left, right = torch.zeros(2, requires_grad=True), torch.zeros(1, requires_grad=True)
+        if rank:
+            left.grad = torch.tensor([4.0, 6.0])
+        right.grad = torch.tensor([1.0 + rank])
+        average_gradients([left, right, torch.zeros(1)])
+        torch.save([*values, left.grad, right.grad, torch.get_num_threads()], folder / f"{rank}.pt")
+
+    together(work, 2, tmp_path)
+    for rank in range(2):
+        first, second, left, right, threads = torch.load(tmp_path / f"{rank}.pt")
+        assert first.tolist() == [1.5, 3.0] and second.item() == 5.0 and left.tolist() == [2.0, 3.0] and right.item() == 1.5
+        assert threads == 1
+
+
+def test_alone_nothing_is_averaged():
+    value, parameter = torch.ones(2), torch.zeros(1, requires_grad=True)
+    average([value])
+    average_gradients([parameter])
+    assert value.tolist() == [1, 1] and parameter.grad is None
+
+
+def test_the_first_failure_ends_all():
+    def work(rank: int) -> None:
+        if rank:
+            raise ValueError("worker one is out of luck")
+        average([torch.zeros(1)])  # would wait for ever
+
+    with pytest.raises(ProcessRaisedException, match="worker one is out of luck"):
+        together(work, 2)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_each_keeps_the_order(workers):
+    offset = 5  # a closure
+    assert list(each(lambda item: item + offset, range(7), workers)) == list(range(5, 12))
