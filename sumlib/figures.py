@@ -281,3 +281,22 @@ def refined_vs_sam_by_level(levels: Mapping[str, Mapping]) -> Figure:
         grid[0, c].set_title(GROUP_TITLES.get(level, level), fontweight="bold")
         grid[1, c].set_xlabel("SAM's mask (%)")
     return figure
+
+
+@styled
+def rims_figure(shares: pd.DataFrame, names: Mapping[str, str]) -> Figure:
+    """How much of the ring around parts is painted (`sumlib.rims.painted_share`), a line a run of ``names`` {run: shown as}, a column a side."""
+    sides = list(dict.fromkeys(shares["side"]))
+    figure = new_figure(6.6, 0.9 + 0.3 * len(names))
+    for axes, side in zip(figure.subplots(1, len(sides), sharey=True), sides):
+        rows = shares[shares["side"] == side].set_index("run").loc[list(names)]
+        for y, (run, row) in enumerate(rows.iterrows()):
+            colour = "#4D4D4D" if run == "sam" else "#0072B2"
+            axes.plot([row["low"], row["high"]], [y, y], color=colour, linewidth=1.5)
+            axes.plot(row["share"], y, marker="o", color=colour)
+            axes.annotate(f"{row['share']:.1f}", (row["high"], y), (4, 0), textcoords="offset points", va="center", fontsize=7)
+        axes.set(yticks=range(len(rows)), yticklabels=list(names.values()), xlabel="painted by mistake (% of the ring)", ylim=(len(rows) - 0.5, -0.5), xlim=(0, None))
+        axes.set_title(f"towards the {side}", fontweight="bold")
+        axes.grid(axis="x")
+        axes.margins(x=0.15)
+    return figure

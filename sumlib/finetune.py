@@ -173,13 +173,13 @@ def interactive_step(
     size, rows = batch.pixels.shape[-1], torch.arange(len(batch.target), device=batch.target.device)
     with torch.autocast(batch.pixels.device.type, torch.bfloat16, enabled=config.bf16):
         embedding = model.encode(batch.pixels).float()
-    leaf = embedding.detach().requires_grad_()
+    leaf = embedding.detach().requires_grad_()  # index_select below: the gradient of leaf[...] adds in an order that varies with threads
     xy, codes = _first_prompt(batch, weight, generator)
     previous, losses = None, []
     for number in range(config.rounds):
         tasks = batch.task if run.task_prompt == "continuous" or (run.task_prompt == "first" and number == 0) else None
         with torch.autocast(batch.pixels.device.type, torch.bfloat16, enabled=config.bf16):
-            low, score = model.decode_codes(leaf[batch.image], xy, codes, mask_inputs=previous, tasks=tasks)
+            low, score = model.decode_codes(leaf.index_select(0, batch.image), xy, codes, mask_inputs=previous, tasks=tasks)
         low, score = (low.float()[:, 1:], score.float()[:, 1:]) if number == 0 else (low.float()[:, :1], score.float()[:, :1])
         logits = low if low.shape[-1] == size else F.interpolate(low, (size, size), mode="bilinear", align_corners=False)
         each = mask_losses(logits, batch, certainty, config)  # (N, K)

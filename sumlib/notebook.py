@@ -90,6 +90,7 @@ def run(name: str, parameters: dict, output: Path, folder: Path = NOTEBOOKS) -> 
         papermill.execute_notebook(
             source, _plain(partial), parameters, kernel_name="python3", progress_bar=False, cwd=ROOT,
             stdout_file=sys.stdout, stderr_file=sys.stderr,
+            shutdown_kernel="immediate" if "DVC_STAGE" in os.environ else "graceful",  # saves 3 s a stage; the smoke profile cleans up at exit
         )
     except papermill.PapermillExecutionError as error:
         what = f"cell [{error.exec_count}] of {source.name}: {error.ename}: {error.evalue}"
