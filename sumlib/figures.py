@@ -244,11 +244,11 @@ def certainty_vs_correctness(bins: Sequence[Mapping], threshold: float = 0.6) ->
     top.plot(middle, share, color="#0072B2", marker="o")
     top.axhline(50, color="#999999", linewidth=0.7, linestyle=(0, (2, 2)))
     top.set(ylabel="correct pixels (%)", ylim=(0, 104))
-    for chosen, x, align in ((low >= threshold - 1e-9, 1.0, "right"), (low < threshold - 1e-9, 0.0, "left")):
+    for chosen, x, y, align in ((low >= threshold - 1e-9, 1.0, 8, "right"), (low < threshold - 1e-9, 0.0, 92, "left")):
         if pixels[chosen].sum():
             value = 100 * correct[chosen].sum() / pixels[chosen].sum()
             side = f"c > {threshold:g}" if align == "right" else f"c ≤ {threshold:g}"
-            top.text(x, 8, f"{side}: {value:.1f} % correct", ha=align, color="#222222", fontweight="bold")
+            top.text(x, y, f"{side}: {value:.1f} % correct", ha=align, color="#222222", fontweight="bold")
     bottom.bar(middle, 100 * pixels / max(pixels.sum(), 1), width=(high - low) * 0.9, color="#7FB8DA")
     bottom.set(ylabel="pixels (%)", yscale="log", xlabel="certainty  c = 1 − |sigmoid(s) − sigmoid(r)|", xlim=(-0.02, 1.02))
     bottom.yaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
