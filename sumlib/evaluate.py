@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from sumlib.bar import with_bar
-from sumlib.config import EvaluateConfig, RunConfig
-from sumlib.data import TASK_GROUPS, Dataset, Sample
+from sumlib.config import Config, EvaluateConfig, RunConfig
+from sumlib.data import REGISTRY, TASK_GROUPS, Dataset, Sample
 from sumlib.masks import mask_box
 from sumlib.metrics import boundary_iou, mask_iou
 from sumlib.model import Sum
@@ -31,6 +31,11 @@ class _Masks:
     image: Tensor  # (N,) index into embedding
     target: Tensor  # (N, H, W) bool
     keys: list[tuple[str, int]]  # image name and mask number
+
+
+def trained_tasks(config: Config, run: RunConfig) -> frozenset[int]:
+    """Task ids (1 salient, 2 entity, 3 part) of the run's human masks; none if it has none."""
+    return frozenset(REGISTRY[name].task for name in config.data.human.get(run.budget, ()))
 
 
 def evaluate_run(
@@ -136,6 +141,16 @@ def interact(
             xy = torch.cat([xy, model.to_input_frame(point.float(), size)[:, None]], 1)
             codes = torch.cat([codes, label[:, None]], 1)
     return results
+
+
+def one_click(model: Sum, sample: Sample, target: Tensor, *, run: RunConfig, task: int) -> Tensor:
+    """Masks (N, H, W) bool of one image after one click on each of ``target`` (N, H, W) bool, in the oracle setting; `interact` says the rest."""
+    with torch.no_grad():
+        embedding = model.encode(model.preprocess(sample.image)[None])
+    image = torch.zeros(len(target), dtype=torch.long)
+    ((_, _, masks),) = interact(model, embedding, image, target, prompt="point", setting="oracle", rounds=1, task=task,
+                                task_rounds=run.task_prompt, keep=True)  # fmt: skip
+    return masks.cpu()
 
 
 def _rows(masks: _Masks, scores: list[tuple[Tensor, Tensor]], **same) -> pd.DataFrame:

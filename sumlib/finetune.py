@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from sumlib.config import Config, FinetuneConfig, RunConfig
 from sumlib.data import Dataset, open_dataset
 from sumlib.losses import dice_loss, focal_loss
-from sumlib.masks import framed, mask_box
+from sumlib.masks import framed, jittered_boxes
 from sumlib.metrics import mask_iou
 from sumlib.model import Sum, best_device, load_sam
 from sumlib.pseudo import PseudoLabels
@@ -118,13 +118,6 @@ def collate(parts: Sequence[Batch]) -> Batch:
     image = torch.cat([part.image + b for b, part in enumerate(parts)])
     return Batch(image=image, **{name: torch.cat([getattr(part, name) for part in parts])
                                  for name in ("pixels", "target", "certainty", "backup", "task")})  # fmt: skip
-
-
-def jittered_boxes(target: Tensor, generator: torch.Generator, jitter: float = 0.1) -> Tensor:
-    """Boxes (N, 4) XYXY of masks (N, S, S), each side moved by up to ``jitter`` of the box's size, both ways."""
-    box = mask_box(target)
-    size = (box[:, 2:] - box[:, :2]).repeat(1, 2)
-    return (box + (2 * torch.rand(box.shape, generator=generator).to(box.device) - 1) * jitter * size).clamp(0, target.shape[-1] - 1)
 
 
 def _first_prompt(batch: Batch, weight: Tensor | None, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -27,6 +27,8 @@ from tqdm import tqdm
 from sumlib.data import Sample
 from sumlib.data.micro import broad_style
 from sumlib.data.world import SIZE, coarse, make_scene
+from sumlib.losses import focal_loss
+from sumlib.masks import jittered_boxes
 from sumlib.metrics import mask_iou
 from sumlib.model import Sum, build_sam_micro, save_sam
 from sumlib.parallel import average_gradients, together
@@ -58,8 +60,24 @@ class FoundationConfig:
     """Share of the iterations after which `late_rounds` are used, and SAM's own loss comes in (`mask_loss`)."""
     late_rounds: tuple[int, ...] = (3, 6, 6)
     lr: float = 1.2e-3
+    finish: int = 500
+    """Iterations afterwards with `finish_rounds` and clicks as people make them (`human_clicks`), the rate rising to `finish_lr` once more."""
+    finish_rounds: tuple[int, ...] = (4, 7)
+    finish_lr: float = 4e-4
     weight_decay: float = 0.05
     seed: int = 0
+
+    @property
+    def steps(self) -> int:
+        return self.iterations + self.finish
+
+    def lr_at(self, step: int) -> float:
+        """Warm-ups at the start, where the interactive rounds begin and at the finish; a cosine before the finish and one in it."""
+        if step >= self.iterations:
+            done = step - self.iterations
+            return self.finish_lr * min(1.0, (done + 1) / 30) * max(0.01, 0.5 * (1 + math.cos(math.pi * done / self.finish)))
+        warm = min(1.0, (step + 1) / 100, (abs(step - int(self.dense_only * self.iterations)) + 10) / 60)
+        return self.lr * warm * max(0.01, 0.5 * (1 + math.cos(math.pi * step / self.iterations)))
 
 
 @dataclass(frozen=True)
@@ -134,13 +152,13 @@ def mask_loss(logits: Tensor, target: Tensor, late: bool = False) -> Tensor:
     focal term then moves the model to where SAM's own training, and all fine-tuning, leaves it.
     """
     target = target.float()
-    bce = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    bce = F.binary_cross_entropy_with_logits(logits, target, reduction="none").mean(-1)
     p = logits.sigmoid()
     dice = 1 - (2 * (p * target).sum(-1) + 1) / (p.sum(-1) + target.sum(-1) + 1)
     if not late:
-        return 4 * bce.mean(-1) + dice
-    focal = (0.75 - 0.5 * target) * (p - target) ** 2 * bce  # alpha 0.25, gamma 2
-    return 2 * bce.mean(-1) + 20 * focal.mean(-1) + dice
+        return 4 * bce + dice
+    rows = lambda m: m.flatten(0, -2)[:, None]  # noqa: E731  (N, 1, HW)
+    return 2 * bce + 20 * focal_loss(rows(logits), rows(target)).view_as(bce) + dice
 
 
 class Batches:
@@ -179,14 +197,24 @@ def _normalise(model: Sum, images: Tensor) -> Tensor:
     return model.sam.preprocess(images.permute(0, 3, 1, 2).float())
 
 
-def _jittered_box(target: Tensor, generator: torch.Generator) -> Tensor:
-    """Boxes (N, 4) XYXY of masks (N, H, W), each side moved by up to 10 % of the box's side, both ways."""
-    columns, lines = target.any(1), target.any(2)
-    last = target.shape[1] - 1
-    box = torch.stack([columns.int().argmax(1), lines.int().argmax(1), last - columns.flip(1).int().argmax(1),
-                       last - lines.flip(1).int().argmax(1)], 1).float()  # fmt: skip
-    sides = (box[:, 2:] - box[:, :2]).repeat(1, 2)
-    return (box + (torch.rand(box.shape, generator=generator) - 0.5) * 0.2 * sides).clamp(0, last)
+def human_clicks(
+    target: Tensor, exact: Tensor, prediction: Tensor, by_eye: Tensor, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """The next click as people make it: half of them in the middle of the largest error (`sampler.next_click`), half anywhere in
+    the error; and where ``by_eye``, the error is against the object one sees, not against its label.
+
+    A label that is a pixel too wide makes a click on its rim contradict the label, and a model that never saw one is thrown off
+    by it. (The real SAM's clicks are far finer than its labels' errors, here both are a pixel.)
+
+    Args: ``target``, ``exact``, ``prediction`` (N, H, W) bool, ``by_eye`` (N,) bool. Returns points (N, 2) long (x, y) and labels (N,)
+    long: 1 foreground, 0 background, -1 where nothing is wrong.
+    """
+    truth = torch.where(by_eye[:, None, None], exact, target)
+    point, found = sample_point(truth != prediction, generator=generator)
+    middle, _ = next_click(truth, prediction)
+    point = torch.where((torch.rand(len(truth), generator=generator) < 0.5)[:, None], middle, point)
+    label = truth[torch.arange(len(truth)), point[:, 1], point[:, 0]].long()
+    return point, torch.where(found, label, -1)
 
 
 def dense_loss(model: Sum, heads: DenseHeads, embedding: Tensor, batch: dict, generator: torch.Generator, queries: int = 24) -> Tensor:
@@ -205,9 +233,12 @@ def dense_loss(model: Sum, heads: DenseHeads, embedding: Tensor, batch: dict, ge
 
 
 def interactive_loss(
-    model: Sum, embedding: Tensor, batch: dict, rounds: int, generator: torch.Generator, bf16: bool, late: bool = False
+    model: Sum, embedding: Tensor, batch: dict, rounds: int, generator: torch.Generator, bf16: bool, late: bool = False, finish: bool = False
 ) -> float:
-    """SAM's interactive training against the coarse masks; back-propagates round by round into ``embedding``'s gradient."""
+    """SAM's interactive training against the coarse masks; back-propagates round by round into ``embedding``'s gradient.
+
+    ``late`` has SAM's focal term (`mask_loss`), ``finish`` the `human_clicks`.
+    """
     where, target = batch["image"], batch["all"][batch["image"], batch["mask"]]  # (N, H, W)
     n, flat = len(target), target.flatten(1)
     candidates = batch["all"].flatten(2)[where].float()  # (N, M, HW) every mask of the prompt's image
@@ -218,11 +249,12 @@ def interactive_loss(
     region = torch.where(background[:, None, None], empty, target & batch["exact"])
     region = torch.where(region.flatten(1).any(1)[:, None, None], region, target)
     points, _ = sample_point(region, generator=generator)
-    box = _jittered_box(target, generator)
+    box = jittered_boxes(target, generator)
     # A box prompt is given as its two corner tokens (labels 2, 3), which lets boxes and points share one batch.
     corners = box.view(n, 2, 2)
     xy = torch.where(boxed[:, None, None], corners, torch.stack([points.float(), torch.zeros(n, 2)], 1))
     label = torch.where(boxed[:, None], torch.tensor([[2, 3]]), torch.tensor([[1, -1]]))
+    by_eye = torch.rand(n, generator=generator) < 0.5 if finish else torch.zeros(n, dtype=torch.bool)
     keep, mask_input, total = (~background).float(), None, 0.0
     for step in range(rounds):
         detached = embedding.detach().requires_grad_()
@@ -247,11 +279,14 @@ def interactive_loss(
         total += loss.item() / rounds
         if step + 1 < rounds:
             mask_input = chosen.detach().view(n, 1, SIZE, SIZE)
-            wrong = (mask_input[:, 0] > 0) != target
-            new, found = sample_point(wrong, generator=generator)
-            positive = target[torch.arange(n), new[:, 1], new[:, 0]].long()
+            shown = mask_input[:, 0] > 0
+            if finish:
+                new, code = human_clicks(target, batch["exact"], shown, by_eye, generator)
+            else:
+                new, found = sample_point(shown != target, generator=generator)
+                code = torch.where(found, target[torch.arange(n), new[:, 1], new[:, 0]].long(), -1)
             xy = torch.cat([xy, new[:, None].float()], 1)
-            label = torch.cat([label, torch.where(found, positive, -1)[:, None]], 1)
+            label = torch.cat([label, code[:, None]], 1)
     return total
 
 
@@ -326,14 +361,11 @@ class Pretraining:
     def iterate(self, store: Store) -> float:
         """One iteration; its randomness depends on the seed and the step alone."""
         c = self.config
-        dense_steps = int(c.dense_only * c.iterations)
-        warm = min(1.0, (self.step + 1) / 100, (abs(self.step - dense_steps) + 10) / 60)
-        lr = c.lr * warm * max(0.01, 0.5 * (1 + math.cos(math.pi * self.step / c.iterations)))
         for group in self.optimiser.param_groups:
-            group["lr"] = lr
+            group["lr"] = c.lr_at(self.step)
         seed = (c.seed * 1_000_003 + self.step) * c.workers + self.rank
         generator = torch.Generator().manual_seed(seed)
-        dense = self.step < dense_steps
+        dense = self.step < int(c.dense_only * c.iterations)
         batch = Batches(store, seed).draw(c.images // c.workers * (2 if dense else 1), c.prompts)
         with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
             embedding = self.model.encode(_normalise(self.model, batch["images"])).float()
@@ -342,9 +374,9 @@ class Pretraining:
         (loss if dense else 0.5 * loss).backward()
         value = loss.item()
         if not dense:
-            late = self.step >= c.late * c.iterations
-            turns = c.late_rounds if late else c.rounds
-            value = interactive_loss(self.model, leaf, batch, turns[self.step % len(turns)], generator, self.bf16, late)
+            late, finish = self.step >= c.late * c.iterations, self.step >= c.iterations
+            turns = c.finish_rounds if finish else c.late_rounds if late else c.rounds
+            value = interactive_loss(self.model, leaf, batch, turns[self.step % len(turns)], generator, self.bf16, late, finish)
         embedding.backward(leaf.grad)
         average_gradients(self.parameters())
         torch.nn.utils.clip_grad_norm_(self.parameters(), 1.0)
@@ -359,9 +391,9 @@ def _worker(rank: int, config: FoundationConfig, out: Path, store: Store, held_o
     if (out / "last.pt").exists():
         state.load(out / "last.pt")
     losses, started = [], time.time()
-    for _ in tqdm(range(state.step, config.iterations), initial=state.step, total=config.iterations, mininterval=30, disable=rank > 0):
+    for _ in tqdm(range(state.step, config.steps), initial=state.step, total=config.steps, mininterval=30, disable=rank > 0):
         losses.append(state.iterate(store))
-        if state.step % every and state.step < config.iterations:
+        if state.step % every and state.step < config.steps:
             continue
         if rank == 0:
             row = {"step": state.step, "seconds": round(time.time() - started), "loss": round(float(np.mean(losses)), 4)}

@@ -49,6 +49,13 @@ def mask_box(masks: Tensor) -> Tensor:
     return batched_mask_to_box(masks).float()  # (N, 4)
 
 
+def jittered_boxes(masks: Tensor, generator: torch.Generator, jitter: float = 0.1) -> Tensor:
+    """Box prompts of masks (N, S, S) bool: (N, 4) XYXY, each side moved by up to ``jitter`` of the box's size, both ways."""
+    box = mask_box(masks)
+    size = (box[:, 2:] - box[:, :2]).repeat(1, 2)
+    return (box + (2 * torch.rand(box.shape, generator=generator).to(box.device) - 1) * jitter * size).clamp(0, masks.shape[-1] - 1)
+
+
 def rle_encode(mask: np.ndarray) -> dict:
     """COCO's compressed run-length code of one mask, JSON-ready as in SA-1B's annotation files.
 

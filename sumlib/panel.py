@@ -1,6 +1,5 @@
 """The picture panel: image and click, SAM's mask, its uncertainty map, SUM's mask, the truth."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +7,7 @@ import torch
 
 from sumlib.config import Config, RunConfig
 from sumlib.data import Sample, open_dataset
-from sumlib.evaluate import interact
+from sumlib.evaluate import one_click, trained_tasks
 from sumlib.masks import mask_box
 from sumlib.model import Sum, load_sam, load_sum
 from sumlib.refiner import load_refiner, refine
@@ -19,7 +18,7 @@ SETS = ("DIS-VD", "BIG", "EntitySeg-0", "EntitySeg-2", "Bodypart", "EasyPortrait
 """Test sets shown: of each the largest mask of its second image, so that nothing is picked by its look."""
 
 
-def panel_rows(config: Config, run: RunConfig, weights: Path, refiner: Path, trained_tasks: Sequence[int]) -> list[dict]:
+def panel_rows(config: Config, run: RunConfig, weights: Path, refiner: Path) -> list[dict]:
     """Rows for `sumlib.figures.panel`, one a set of `SETS`, after one click (oracle setting).
 
     ``weights`` holds the fine-tuned `Sum` of ``run``, ``refiner`` the mask-refinement module of its budget.
@@ -31,19 +30,12 @@ def panel_rows(config: Config, run: RunConfig, weights: Path, refiner: Path, tra
         dataset = open_dataset(name, config.data_root)
         sample = dataset[1]
         target = torch.from_numpy(sample.masks[[sample.masks.sum((1, 2)).argmax()]])
-        task = dataset.task if dataset.task in trained_tasks else 0
-        before = _one_click(sam, sample, target, 0, "none")
-        after = _one_click(model, sample, target, task, run.task_prompt)
+        task = dataset.task if dataset.task in trained_tasks(config, run) else 0
+        before = one_click(sam, sample, target, run=config.run("sam"), task=0)
+        after = one_click(model, sample, target, run=run, task=task)
         rows.append({"name": name, "image": sample.image, "point": first_click(target)[0].numpy(), "sam": before[0].numpy(),
                      "uncertainty": _uncertainty(sam, refinement, sample, target), "sum": after[0].numpy(), "truth": target[0].numpy()})  # fmt: skip
     return rows
-
-
-@torch.no_grad()
-def _one_click(model: Sum, sample: Sample, target: torch.Tensor, task: int, task_rounds: str) -> torch.Tensor:
-    embedding = model.encode(model.preprocess(sample.image)[None])
-    image = torch.zeros(len(target), dtype=torch.long)
-    return interact(model, embedding, image, target, prompt="point", setting="oracle", rounds=1, task=task, task_rounds=task_rounds, keep=True)[0][2]
 
 
 @torch.no_grad()

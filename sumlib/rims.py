@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sumlib.config import RunConfig
 from sumlib.data import Dataset, Sample
-from sumlib.evaluate import interact
+from sumlib.evaluate import one_click
 from sumlib.masks import dilate
 from sumlib.model import Sum
 
@@ -45,15 +45,11 @@ def ring_errors(
     task = parts.task if parts.task in trained_tasks else 0
     for part, entity in _pairs(parts, entities):
         target, owner = torch.from_numpy(part.masks), _owners(part, entity)
-        with torch.no_grad():
-            embedding = model.encode(model.preprocess(part.image)[None])
-        image = torch.zeros(len(target), dtype=torch.long)
-        ((_, _, painted),) = interact(model, embedding, image, target, prompt="point", setting="oracle", rounds=1, task=task,
-                                      task_rounds=run.task_prompt, keep=True)  # fmt: skip
+        painted = one_click(model, part, target, run=run, task=task)
         ring = dilate(target, width) & ~target
         others = torch.from_numpy(entity.masks).any(0) & ~owner  # other objects are neither background nor the same object
         for side, region in zip(SIDES, (ring & ~owner & ~others, ring & owner)):
-            pixels, wrong = region.flatten(1).sum(1).tolist(), (region & painted.cpu()).flatten(1).sum(1).tolist()
+            pixels, wrong = region.flatten(1).sum(1).tolist(), (region & painted).flatten(1).sum(1).tolist()
             rows += [(run.name, part.name, k, side, p, w) for k, (p, w) in enumerate(zip(pixels, wrong)) if p]
     return pd.DataFrame(rows, columns=["run", "image", "mask", "side", "pixels", "painted"])
 

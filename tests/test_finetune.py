@@ -23,10 +23,9 @@ from sumlib.finetune import (
     collate,
     finetune,
     interactive_step,
-    jittered_boxes,
     mask_losses,
 )
-from sumlib.masks import mask_box
+from sumlib.masks import jittered_boxes, mask_box
 from sumlib.metrics import mask_iou
 from sumlib.model import load_sam, save_sam
 from sumlib.smoke import pseudo_labels

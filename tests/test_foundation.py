@@ -11,13 +11,12 @@ from small import small_sum
 
 from sumlib.data import open_dataset
 from sumlib.data.world import SIZE, coarse
-from sumlib.foundation import SMALLEST, Batches, FoundationConfig, Pretraining, coarse_examples, gate, make_store, mask_loss, pretrain, stored_examples
-from sumlib.losses import focal_loss
+from sumlib.foundation import SMALLEST, Batches, FoundationConfig, Pretraining, coarse_examples, gate, human_clicks, make_store, mask_loss, pretrain, stored_examples
 from sumlib.metrics import mask_iou
 from sumlib.paths import SAMPLE
 from sumlib.sampler import first_click, next_click
 
-CONFIG = FoundationConfig(scenes=6, iterations=4, dense_only=0.5, images=2, prompts=2, workers=1, seed=3)
+CONFIG = FoundationConfig(scenes=6, iterations=4, finish=1, dense_only=0.5, images=2, prompts=2, workers=1, seed=3)
 
 
 @pytest.fixture(scope="module")
@@ -69,10 +68,34 @@ def test_mask_loss_by_hand():
 
 
 def test_the_late_loss_has_sams_focal_term():
-    logits, target = torch.randn(2, 8, 8), torch.rand(2, 8, 8) > 0.5
-    plain, late = (mask_loss(logits.flatten(1), target.flatten(1), late) for late in (False, True))
-    bce = torch.nn.functional.binary_cross_entropy_with_logits(logits, target.float(), reduction="none").mean((1, 2))
-    assert torch.allclose(late, plain - 2 * bce + 20 * focal_loss(logits, target), atol=1e-5)
+    logits, target = torch.randn(2, 3, 64), torch.rand(2, 3, 64) > 0.5
+    plain, late = (mask_loss(logits, target, late) for late in (False, True))
+    bce = torch.nn.functional.binary_cross_entropy_with_logits(logits, target.float(), reduction="none").mean(-1)
+    p_right = torch.where(target, logits.sigmoid(), 1 - logits.sigmoid())
+    focal = (torch.where(target, 0.25, 0.75) * (1 - p_right) ** 2 * -p_right.log()).mean(-1)
+    assert late.shape == (2, 3) and torch.allclose(late, plain - 2 * bce + 20 * focal, atol=1e-5)
+
+
+def test_the_learning_rate_falls_and_rises_once_more():
+    config = FoundationConfig()
+    rate = [config.lr_at(step) for step in range(config.steps)]
+    assert max(rate) <= config.lr and rate[99] > 50 * rate[0] and rate[config.iterations - 1] < 0.02 * config.lr
+    assert max(rate[config.iterations :]) == pytest.approx(config.finish_lr, rel=0.02) and rate[-1] < 0.02 * config.finish_lr
+
+
+def test_human_clicks_by_eye_are_against_the_object_not_its_label():
+    exact = torch.zeros(40, 9, 9, dtype=torch.bool)
+    exact[:, 3:6, 3:6] = True
+    label = torch.zeros_like(exact)
+    label[:, 2:7, 2:7] = True  # a pixel too wide
+    by_eye = torch.arange(40) < 20
+    point, code = human_clicks(label, exact, label, by_eye, torch.Generator().manual_seed(0))
+    assert (code[:20] == 0).all() and (code[20:] == -1).all()  # by eye the rim is wrong, by its label nothing
+    assert all(label[0, y, x] and not exact[0, y, x] for x, y in point[:20].tolist())
+    point, code = human_clicks(label, exact, torch.zeros_like(label), by_eye, torch.Generator().manual_seed(0))
+    assert (code == 1).all() and all(exact[0, y, x] for x, y in point[:20].tolist())
+    middle = (point == 4).all(1)
+    assert 10 <= middle.sum() <= 32 and any(not exact[0, y, x] for x, y in point[20:].tolist())  # half in the middle, half anywhere
 
 
 # ---- resuming ----------------------------------------------------------------------------------------------------------
@@ -81,14 +104,14 @@ def test_the_late_loss_has_sams_focal_term():
 def test_a_resumed_pretraining_gives_the_same_weights(store, tmp_path):
     whole = Pretraining(CONFIG, 0, bf16=False)
     start = {name: value.clone() for name, value in whole.model.state_dict().items()}
-    losses = [whole.iterate(store) for _ in range(4)]  # two with the auxiliary heads alone, two interactive
+    losses = [whole.iterate(store) for _ in range(5)]  # two with the auxiliary heads alone, two interactive, one of the finish
     killed = Pretraining(CONFIG, 0, bf16=False)
     again = [killed.iterate(store) for _ in range(2)]
     killed.save(tmp_path / "last.pt")
     killed.iterate(store)  # what a killed process does after its last checkpoint is lost
     resumed = Pretraining(CONFIG, 0, bf16=False)
     resumed.load(tmp_path / "last.pt")
-    again += [resumed.iterate(store) for _ in range(2)]
+    again += [resumed.iterate(store) for _ in range(3)]
     assert again == losses and np.isfinite(losses).all()
     for name, value in whole.model.state_dict().items():
         assert torch.equal(value, resumed.model.state_dict()[name]), name
@@ -101,7 +124,7 @@ def test_pretrain_keeps_a_log_and_goes_on_from_its_last_state(tmp_path):
     config = replace(CONFIG, iterations=1, scenes=3)
     model = pretrain(config, tmp_path, bf16=False, held_out=2)
     rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in rows] == [1] and all(len(rows[0][level]) == 6 for level in ("entity", "part"))
+    assert [row["step"] for row in rows] == [2] and all(len(rows[0][level]) == 6 for level in ("entity", "part"))
     again = pretrain(config, tmp_path, bf16=False, held_out=2)  # nothing left to do
     assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 1
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in model.state_dict().items())
