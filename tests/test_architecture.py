@@ -19,7 +19,7 @@ LAYERS = [
     ["refiner", "pseudo", "smoke"],
     ["train", "finetune", "evaluate", "foundation"],
     ["baselines"],
-    ["report", "bootstrap", "figures", "claims", {"panel", "rims"}],
+    ["report", "bootstrap", "figures", "claims", {"panel", "rims", "quality", "study"}, "quality_figures"],
     ["notebook"],
 ]
 ORDER = [names if isinstance(names, set) else {names} for row in LAYERS for names in row]
