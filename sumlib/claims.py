@@ -27,6 +27,8 @@ WHY_PARTS = """`figures/rims.png` measures on the development set how far outlin
 towards the background, and to those inside the object, which no human mask of FT-Medium shows."""
 
 SAM: Model = ("SAM", "none")
+LIGHT = ("Decoder+Prompt-Encoder FT", "Adapter FT", "LoRA FT")
+"""Lightweight schemes, on salient human masks alone (METHOD section 7)."""
 
 
 def small(model: str) -> Model:
@@ -92,12 +94,19 @@ def _grid(what, models, *, tasks=TASKS, rounds=(1, 3, 6), metrics=("mIoU", "mBIo
     return [Comparison(what, models, task, n, metric, expected, prompt) for n in rounds for metric in metrics for task in tasks]
 
 
+def _forgetting(scheme: str) -> list[Comparison]:
+    """C1 for a lightweight scheme: more on salient objects, less on the others, at 1 point."""
+    models = _minus(small(scheme), SAM)
+    return (_grid(f"{scheme} − SAM", models, tasks=("salient",), rounds=(1,), metrics=("mIoU",))
+            + _grid(f"{scheme} − SAM", models, tasks=("entity", "part"), rounds=(1,), metrics=("mIoU",), expected="<0"))
+
+
 def _minus(a: Model, b: Model) -> dict[Model, float]:
     return {a: 1.0, b: -1.0}
 
 
 def list_claims() -> list[Claim]:
-    """The central result first, then C1-C8 in order (C4's comparisons come from the refinement metrics, see `judge_refinement`)."""
+    """The central result first, then C1-C9 in order (C4's comparisons come from the refinement metrics, see `judge_refinement`)."""
     human, vanilla, total = small("Human-annotation-only"), small("Vanilla"), medium("SUM")
     plain, refined, always = medium("SUM w/o Task Prompt"), medium("Mask Refinement"), medium("SUM Continuous TP")
     uniform = medium("SUM w/o uncertainty sampling")
@@ -111,10 +120,11 @@ def list_claims() -> list[Claim]:
               "group at 1, 3 and 6 points, and above Vanilla in mBIoU; the task prompt helps on salient objects at 1 point.",
               forgetting + _grid("SUM − SAM", _minus(total, SAM)) + _grid("SUM − Vanilla", _minus(total, medium("Vanilla")), metrics=("mBIoU",))
               + _grid("SUM − SUM w/o Task Prompt", _minus(total, plain), tasks=("salient",), rounds=(1,), metrics=("mIoU",)), WHY_PARTS),
-        Claim("C1", "Fine-tuning on salient data only raises salient scores and lowers entity and part scores below SAM.",
+        Claim("C1", "Fine-tuning on salient data only raises salient scores and lowers entity and part scores below SAM, whatever the scheme.",
               _grid("Human-only (salient) − SAM", _minus(human, SAM), tasks=("salient",), rounds=(1,)) + forgetting
+              + [c for scheme in LIGHT for c in _forgetting(scheme)]
               + _grid("Human-only (salient) − SAM", _minus(human, SAM), tasks=("entity", "part"), rounds=(3, 6), metrics=("mIoU",), expected=SHOWN),
-              "Full fine-tuning only: the lightweight schemes (decoder, adapter, LoRA, HQ-SAM) are not among the runs."),
+              "Of the lightweight schemes HQ-SAM is not among the runs."),
         Claim("C2", "Vanilla prevents most forgetting but gains little.", [
             *(Comparison("Vanilla − half way from Human-only to SAM (more than half of the forgetting is prevented)",
                          {vanilla: 1.0, human: -0.5, SAM: -0.5}, task, 1) for task in ("entity", "part")),
@@ -143,6 +153,10 @@ def list_claims() -> list[Claim]:
         Claim("C8", "More human data helps: overall 1-point mIoU rises from SAM to SUM at FT-Small, FT-Medium and FT-Large.", [
             Comparison(f"SUM {size} − {before}", _minus(("SUM", size), model), "all", 1)
             for size, before, model in (("FT-Small", "SAM", SAM), ("FT-Medium", "SUM FT-Small", small("SUM")), ("FT-Large", "SUM FT-Medium", total))]),
+        Claim("C9", "A theta too low hurts salient objects and entities, one too high hurts parts.",
+              _grid("SUM (theta 0.6) − SUM theta = 0.2", _minus(total, medium("SUM theta = 0.2")), tasks=("salient", "entity"), rounds=(1, 3), metrics=("mIoU",))
+              + _grid("SUM (theta 0.6) − SUM theta = 0.8", _minus(total, medium("SUM theta = 0.8")), tasks=("part",), rounds=(1, 3), metrics=("mIoU",))
+              + _grid("SUM (theta 0.6) − SUM theta = 0.5", _minus(total, medium("SUM theta = 0.5")), rounds=(1, 3), metrics=("mIoU",), expected=SHOWN)),
     ]
 
 

@@ -141,6 +141,14 @@ class FinetuneConfig:
     """Steps between two checkpoints for resuming."""
     workers: Count
     """Processes that share an iteration's images on a CPU; a divisor of `images`. Results depend on it."""
+    adapter_width: Count
+    """Inner width of adapters (runs with `tuning: adapter`)."""
+    lora_rank: Count
+    """Rank of low-rank updates (runs with `tuning: lora`)."""
+    light_lr: Positive
+    """Peak learning rate of adapters and low-rank updates."""
+    ema: Annotated[float, Range(0, 1)]
+    """Momentum of the teacher's weights (runs with a teacher)."""
 
 
 @dataclass(frozen=True)
@@ -185,6 +193,16 @@ class RunConfig:
     """Seed of the generators."""
     extra_prompts: tuple[Annotated[str, OneOf(("point", "box", "boundary-point"))], ...] = ()
     """First prompts evaluated for this model besides `evaluate.prompts`."""
+    tuning: Annotated[str, OneOf(("full", "decoder", "adapter", "lora"))] = "full"
+    """What moves: everything; the prompt encoder and mask decoder; these and adapters, or low-rank updates, in the frozen image encoder."""
+    theta: Fraction | None = None
+    """Certainty above which a pixel counts in the dice loss, if not `finetune.theta`."""
+    uncertainty: Annotated[str, OneOf(("refinement", "confidence", "discrepancy"))] = "refinement"
+    """What the certainty of pseudo-labels comes from: the refined masks, SAM's own logits, or how far student and EMA teacher agree."""
+    consistency: Annotated[str, OneOf(("none", "mixed", "mixed-multi", "box", "uniform-point"))] = "none"
+    """AugSeg: instead of pseudo-labels the masks of an EMA teacher, for prompts of that kind; "mixed-multi" over all rounds, else over one."""
+    contrast: NonNegative = 0.0
+    """Weight of U2PL's contrastive loss."""
 
     @property
     def train_set(self) -> str:
@@ -299,7 +317,11 @@ def _runs(reader: Reader, entries: Any, where: str) -> dict[str, RunConfig]:
     for name, run in runs.items():
         if (run.budget == "none") != (where == "baselines"):
             reader.fail(f"{where}.{name}.budget is {run.budget!r}; allowed: none for a baseline, a budget for a run")
-        for key, off in (("uncertainty_loss", False), ("uncertainty_sampling", False), ("labels", "sam")):
+        for key, off in (("uncertainty_loss", False), ("uncertainty_sampling", False), ("labels", "sam"), ("theta", None), ("uncertainty", "refinement"), ("consistency", "none"),
+                             ("contrast", 0.0)):
             if not run.unlabeled and getattr(run, key) != off:
                 reader.fail(f"{where}.{name}.{key} is {getattr(run, key)!r}; allowed: {off!r} while unlabeled is false")
+        for key, off in (("uncertainty_loss", False), ("uncertainty_sampling", False), ("labels", "sam"), ("contrast", 0.0)):
+            if run.consistency != "none" and getattr(run, key) != off:
+                reader.fail(f"{where}.{name}.{key} is {getattr(run, key)!r}; allowed: {off!r} with consistency, whose masks have no certainty")
     return runs

@@ -5,17 +5,19 @@ uses. All of them see the same number of prompts an iteration.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sumlib.config import Config, FinetuneConfig, RunConfig
+from sumlib.contrast import contrastive_loss
 from sumlib.data import Dataset, open_dataset
 from sumlib.losses import dice_loss, focal_loss
 from sumlib.masks import framed, jittered_boxes
@@ -23,8 +25,9 @@ from sumlib.metrics import mask_iou
 from sumlib.model import Sum, best_device, load_sam
 from sumlib.pseudo import PseudoLabels
 from sumlib.sampler import sample_point
+from sumlib.teacher import Teacher, consistency_prompts, strong_view
 from sumlib.train import Schedule, fingerprint, fit
-from sumlib.tuning import parameter_groups
+from sumlib.tuning import finish, parameter_groups, prepare
 
 
 @dataclass(frozen=True)
@@ -154,9 +157,12 @@ def mask_losses(logits: Tensor, batch: Batch, certainty: Tensor | None, config: 
 
 
 def interactive_step(
-    model: Sum, batch: Batch, run: RunConfig, config: FinetuneConfig, generator: torch.Generator, share: float = 1.0
-) -> dict[str, float]:
+    model: Sum, batch: Batch, run: RunConfig, config: FinetuneConfig, generator: torch.Generator, share: float = 1.0, *,
+    rounds: int | None = None, first: tuple[Tensor, Tensor] | None = None,
+) -> dict[str, float]:  # fmt: skip
     """One batch through all rounds, back-propagated round by round; returns ``share`` times the mean losses of the first and last round.
+
+    ``rounds`` and ``first`` prompts (N, 2, 2), (N, 2) other than the configuration's, if given.
 
     A single prompt (round 1) gets the three masks, of which only the best one is trained; later rounds get one mask.
     The decoder's graph of a round is freed before the next one starts; the encoder is back-propagated once.
@@ -167,9 +173,11 @@ def interactive_step(
     with torch.autocast(batch.pixels.device.type, torch.bfloat16, enabled=config.bf16):
         embedding = model.encode(batch.pixels).float()
     leaf = embedding.detach().requires_grad_()  # index_select below: the gradient of leaf[...] adds in an order that varies with threads
-    xy, codes = _first_prompt(batch, weight, generator)
-    previous, losses = None, []
-    for number in range(config.rounds):
+    if run.contrast:
+        _add_contrast(leaf, batch, run, config, generator, share)
+    xy, codes = first or _first_prompt(batch, weight, generator)
+    rounds, previous, losses = rounds or config.rounds, None, []
+    for number in range(rounds):
         tasks = batch.task if run.task_prompt == "continuous" or (run.task_prompt == "first" and number == 0) else None
         with torch.autocast(batch.pixels.device.type, torch.bfloat16, enabled=config.bf16):
             low, score = model.decode_codes(leaf.index_select(0, batch.image), xy, codes, mask_inputs=previous, tasks=tasks)
@@ -182,12 +190,31 @@ def interactive_step(
         loss.backward()
         losses.append(loss.item())
         previous = low[rows, best].detach()[:, None]
-        if number < config.rounds - 2:  # the last round brings no new point
+        if number < rounds - 2:  # the last round brings no new point
             point, label = _next_prompt(batch, prediction, weight, generator)
             xy, codes = torch.cat([xy, point], 1), torch.cat([codes, label], 1)
     if embedding.requires_grad:
         embedding.backward(leaf.grad)
     return {"first_round": losses[0], "last_round": losses[-1]}
+
+
+def _add_contrast(leaf: Tensor, batch: Batch, run: RunConfig, config: FinetuneConfig, generator: torch.Generator, share: float) -> None:
+    """Add the gradient of U2PL's term on the pseudo-labels to the embedding's."""
+    made = batch.backup[:, 0] >= 0
+    if made.any():
+        loss = contrastive_loss(leaf, batch.image[made], batch.target[made], batch.certainty[made], generator=generator, theta=config.theta)
+        (run.contrast * share * loss).backward()
+
+
+def consistency_step(
+    model: Sum, teacher: Teacher, batch: Batch, run: RunConfig, config: FinetuneConfig, generator: torch.Generator, share: float
+) -> dict[str, float]:
+    """AugSeg on unlabeled images: the teacher's masks on the images as they are, learnt by the student on a strong view of them."""
+    xy, codes = consistency_prompts(run.consistency, batch.pixels, batch.image, batch.target, generator)
+    target = teacher.predict(batch.pixels, batch.image, xy, codes, config.bf16)
+    lesson = replace(batch, pixels=strong_view(batch.pixels, generator), target=target, certainty=torch.ones_like(batch.certainty))
+    rounds = config.rounds if run.consistency == "mixed-multi" else 1
+    return interactive_step(model, lesson, run, config, generator, share, rounds=rounds, first=(xy, codes))
 
 
 def sources(config: Config, run: RunConfig, labels: Path | None) -> tuple[HumanSource, PseudoSource | None]:
@@ -196,7 +223,16 @@ def sources(config: Config, run: RunConfig, labels: Path | None) -> tuple[HumanS
     if not run.unlabeled:
         return human, None
     images = open_dataset(config.data.unlabeled, config.data_root)
-    return human, PseudoSource(images, PseudoLabels(labels), run.labels)
+    return human, PseudoSource(images, PseudoLabels(labels, certainty="confidence" if run.uncertainty == "confidence" else "refinement"), run.labels)
+
+
+def _with_agreement(model: Sum, teacher: Teacher, batch: Batch, config: FinetuneConfig) -> Batch:
+    """The batch with the certainty of its pseudo-labels from student and teacher."""
+    made = batch.backup[:, 0] >= 0
+    certainty = batch.certainty.clone()
+    if made.any():
+        certainty[made] = teacher.agreement(model, batch.pixels, batch.image[made], batch.target[made], config.bf16)
+    return replace(batch, certainty=certainty)
 
 
 def finetune(config: Config, run: RunConfig, labels: Path | None, *, resume: Path | None = None) -> tuple[Sum, pd.DataFrame]:
@@ -205,22 +241,40 @@ def finetune(config: Config, run: RunConfig, labels: Path | None, *, resume: Pat
     Task ids that the run does not train stay at zero. ``resume`` is where a killed run goes on from. Trains on the GPU where there is
     one, else with ``finetune.workers`` processes, each with its share of an iteration's images.
     """
-    settings, device = config.finetune, best_device()
-    model = Sum(load_sam(config.model.type, config.checkpoint, sha256=config.model.sha256)).train().to(device)
+    settings, device = replace(config.finetune, theta=config.finetune.theta if run.theta is None else run.theta), best_device()
+    model = Sum(load_sam(config.model.type, config.checkpoint, sha256=config.model.sha256))
+    prepare(model, run.tuning, settings, torch.Generator().manual_seed(run.seed))
+    model.train().to(device)
     human, unlabeled = sources(config, run, labels)
     plan = [(source, prompts) for source, each in zip((human, unlabeled), config.prompts_per_iteration(run)) for prompts in each]
     total = sum(prompts for _, prompts in plan)
     workers = settings.workers if device.type == "cpu" else 1
-    groups = parameter_groups(model, settings, run.task_prompt != "none")
+    groups = parameter_groups(model, settings, run.task_prompt != "none", run.tuning)
     optimiser = torch.optim.AdamW(groups, lr=settings.lr)
 
+    teacher = Teacher(model, settings.ema).to(device) if run.consistency != "none" or run.uncertainty == "discrepancy" else None
+
     def step(generator: torch.Generator, worker: int) -> dict[str, float]:
-        batch = collate([source.draw(model, prompts, generator) for source, prompts in plan[worker::workers]])
-        share = len(batch.target) * workers / total  # the workers' mean shall be the mean over all prompts
-        return interactive_step(model, batch.to(device), run, settings, generator, share)
+        drawn = [(source, source.draw(model, prompts, generator)) for source, prompts in plan[worker::workers]]
+        share = lambda batch: len(batch.target) * workers / total  # noqa: E731  the workers' mean shall be the mean over all prompts
+        if teacher:
+            teacher.follow(model)
+        if run.consistency == "none":
+            batch = collate([part for _, part in drawn]).to(device)
+            if run.uncertainty == "discrepancy":
+                batch = _with_agreement(model, teacher, batch, settings)
+            return interactive_step(model, batch, run, settings, generator, share(batch))
+        losses = []
+        for source, learn in ((human, interactive_step), (unlabeled, partial(consistency_step, teacher=teacher))):
+            if parts := [part for owner, part in drawn if owner is source]:
+                batch = collate(parts).to(device)
+                losses.append(learn(model, batch=batch, run=run, config=settings, generator=generator, share=share(batch)))
+        return {key: sum(row[key] for row in losses) for key in losses[0]}
 
     mark = fingerprint(settings.__dict__, run.__dict__, config.checkpoint, *([labels] if run.unlabeled else []), len(human))
     schedule = Schedule(settings.iterations, settings.warmup)
-    log = fit(step, model, optimiser, schedule, seed=run.seed, clip=settings.clip, resume=resume, mark=mark,
+    whole = model if teacher is None else nn.ModuleList([model, teacher])  # what a checkpoint must hold
+    log = fit(step, whole, optimiser, schedule, seed=run.seed, clip=settings.clip, resume=resume, mark=mark,
               every=settings.checkpoint_every, title=run.name, workers=workers)  # fmt: skip
+    finish(model)
     return model.eval().cpu(), log

@@ -19,6 +19,7 @@ from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncode
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sumlib.adapters import adapter_width, add_adapters
 from sumlib.attention import with_few_tokens
 from sumlib.masks import longest_side_size, resize_longest_side
 
@@ -285,11 +286,13 @@ def load_sum(path: str | Path, *, sha256: str | None = None) -> Sum:
     tasks = len(state.get("task_prompt.weight", range(NUM_TASKS)))
     with torch.device("meta"):
         model = Sum(_build(model_type), tasks)
+        if width := metadata.get("adapter_width"):
+            add_adapters(model.sam.image_encoder, width)
     return _fill(model, state, f"a SUM of model_type {model_type!r}", path)
 
 
 def save_sum(path: str | Path, model: Sum, metadata: dict) -> None:
-    """Write a `Sum` with its task prompt; see `save_sam`."""
+    """Write a `Sum` with its task prompt, and adapters if it has some; see `save_sam`."""
     _write(Path(path), model, model.sam, metadata)
 
 
@@ -339,6 +342,11 @@ def _shapes(state: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
     return {key: tuple(value.shape) for key, value in state.items()}
 
 
+def _plain(shapes: dict) -> dict:
+    """Without adapters."""
+    return {key: shape for key, shape in shapes.items() if ".adapter." not in key}
+
+
 @cache
 def _sam_shapes(model_type: str) -> dict[str, tuple[int, ...]]:
     with torch.device("meta"):
@@ -347,7 +355,7 @@ def _sam_shapes(model_type: str) -> dict[str, tuple[int, ...]]:
 
 def _kind(shapes: dict[str, tuple[int, ...]]) -> str:
     """Which model the shapes are of, and how it is read."""
-    inner = {key.removeprefix("sam."): shape for key, shape in shapes.items() if key != "task_prompt.weight"}
+    inner = _plain({key.removeprefix("sam."): shape for key, shape in shapes.items() if key != "task_prompt.weight"})
     for model_type in MODEL_TYPES:
         if inner == _sam_shapes(model_type):
             if "task_prompt.weight" in shapes:
@@ -373,12 +381,14 @@ def _write(path: Path, module: nn.Module, sam: Sam, metadata: dict) -> None:
     """Write ``module``, which is or holds ``sam``, under a temporary name, then rename."""
     if path.suffix != ".safetensors":
         raise ValueError(f"{path}: models are written as safetensors; let the name end in .safetensors")
-    model_type = metadata.get("model_type")
-    if model_type not in MODEL_TYPES or _shapes(sam.state_dict()) != _sam_shapes(model_type):
+    model_type, width = metadata.get("model_type"), adapter_width(sam.image_encoder)
+    if width and module is sam:
+        raise ValueError(f"{path}: not written, a SAM with adapters is no SAM to others; write it with save_sum")
+    if model_type not in MODEL_TYPES or _plain(_shapes(sam.state_dict())) != _sam_shapes(model_type):
         raise ValueError(f"{path}: not written, the model is no {model_type!r} as its metadata say; {_kind(_shapes(sam.state_dict()))}")
     tensors = {key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}
     # One entry, since safetensors writes entries in random order and equal models shall be equal files.
-    notes = {"sumlib": json.dumps(metadata, sort_keys=True)}
+    notes = {"sumlib": json.dumps(metadata | ({"adapter_width": width} if width else {}), sort_keys=True)}
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     try:

@@ -1,24 +1,41 @@
 """Which parameters move, and how fast."""
 
+import torch
 from torch import nn
 
+from sumlib.adapters import add_adapters, add_lora, light_parameters, merge_lora
 from sumlib.config import FinetuneConfig
 from sumlib.model import Sum
 
 
-def parameter_groups(model: Sum, config: FinetuneConfig, task_prompt: bool) -> list[dict]:
-    """AdamW's groups for full fine-tuning (METHOD section 5): every parameter, the encoder's with layer-wise decay.
+def prepare(model: Sum, tuning: str, config: FinetuneConfig, generator: torch.Generator) -> None:
+    """Hang the modules of a lightweight scheme onto the image encoder; "full" and "decoder" need none."""
+    if tuning == "adapter":
+        add_adapters(model.sam.image_encoder, config.adapter_width, generator)
+    elif tuning == "lora":
+        add_lora(model.sam.image_encoder, config.lora_rank, generator)
+
+
+def finish(model: Sum) -> None:
+    """After the training: low-rank updates become part of the weights, adapters stay."""
+    merge_lora(model.sam.image_encoder)
+
+
+def parameter_groups(model: Sum, config: FinetuneConfig, task_prompt: bool, tuning: str = "full") -> list[dict]:
+    """AdamW's groups (METHOD section 5). Full fine-tuning: every parameter, the encoder's with layer-wise decay.
 
     A parameter of encoder layer k of L (0 the patch embedding, L - 1 the neck) learns at ``lr * encoder_lr_scale *
     layer_decay ** (L - 1 - k)``, the prompt encoder and the mask decoder at ``lr``, the task prompt at ``task_prompt_lr``
-    (only if ``task_prompt``). Biases, norms and embeddings are not decayed. Parameters left out are frozen.
+    (only if ``task_prompt``). With any other ``tuning`` the image encoder is frozen but for what `prepare` has hung onto it, which
+    learns at ``light_lr``. Biases, norms and embeddings are not decayed. Parameters left out are frozen.
     """
     encoder = model.sam.image_encoder
     stem = [encoder.patch_embed.parameters(), [encoder.pos_embed] if encoder.pos_embed is not None else []]
     layers = [[p for part in stem for p in part], *(list(b.parameters()) for b in encoder.blocks), list(encoder.neck.parameters())]
     speeds = [config.encoder_lr_scale * config.layer_decay ** (len(layers) - 1 - k) for k in range(len(layers))]
     head = [p for part in (model.sam.prompt_encoder, model.sam.mask_decoder) for p in part.parameters()]
-    wanted = [(params, config.lr * speed) for params, speed in zip(layers, speeds) if speed > 0] + [(head, config.lr)]
+    body = [(params, config.lr * speed) for params, speed in zip(layers, speeds) if speed > 0] if tuning == "full" else [(light_parameters(encoder), config.light_lr)]
+    wanted = [*body, (head, config.lr)]
     groups = [_group(model, params, lr, config.weight_decay) for params, lr in wanted]
     groups = [part for pair in groups for part in pair if part["params"]]
     if task_prompt:

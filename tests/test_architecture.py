@@ -11,15 +11,15 @@ from sumlib.paths import NOTEBOOKS, ROOT
 # From the bottom up: a module imports from rows below its own, or what stands left of it in its row.
 # The names in a set are alternatives side by side: they import none of each other.
 LAYERS = [
-    ["paths", "schema", "config", {"workspace", "pictures", "bar", "parallel", "attention"}],
+    ["paths", "schema", "config", {"workspace", "pictures", "bar", "parallel", "attention", "adapters"}],
     ["masks"],
-    [{"losses", "uncertainty", "sampler", "metrics"}],
+    [{"losses", "uncertainty", "sampler", "metrics", "contrast"}],
     ["model", "tuning"],
     ["data"],
     ["refiner", "pseudo", "smoke"],
-    ["train", "finetune", "evaluate", "foundation"],
+    ["train", "teacher", "finetune", "evaluate", "foundation"],
     ["baselines"],
-    ["report", "bootstrap", "figures", "claims", {"panel", "rims", "quality", "study"}, "quality_figures"],
+    ["report", "bootstrap", "figures", "claims", {"panel", "rims", "quality", "study"}, {"quality_figures", "ablation_figures"}],
     ["notebook"],
 ]
 ORDER = [names if isinstance(names, set) else {names} for row in LAYERS for names in row]

@@ -21,14 +21,16 @@ from sumlib.finetune import (
     _first_prompt,
     _next_prompt,
     collate,
+    consistency_step,
     finetune,
     interactive_step,
     mask_losses,
 )
 from sumlib.masks import jittered_boxes, mask_box
 from sumlib.metrics import mask_iou
-from sumlib.model import load_sam, save_sam
+from sumlib.model import Sum, load_sam, load_sum, save_sam, save_sum
 from sumlib.smoke import pseudo_labels
+from sumlib.teacher import Teacher
 from sumlib.tuning import parameter_groups
 
 SMOKE = load_config("smoke")
@@ -369,3 +371,71 @@ def test_a_run_without_its_labels_says_what_to_do(whole, tmp_path):
     config, _ = whole
     with pytest.raises(FileNotFoundError, match="no pseudo-labels there; run `dvc repro pseudo_label`"):
         finetune(config, config.run("sum-medium"), tmp_path / "medium.parquet")
+
+
+@pytest.mark.parametrize(("name", "still"), [("decoder-small", True), ("adapter-small", True), ("lora-small", False), ("sum-adapter-small", True)])
+def test_lightweight_runs_leave_the_encoders_own_weights_alone(whole, name, still, tmp_path):
+    config, labels = whole
+    run = config.run(name)
+    model, _ = finetune(config, run, labels if run.unlabeled else None)
+    foundation = Sum(load_sam("micro", config.checkpoint)).state_dict()
+    same = {key: torch.equal(value, foundation[key]) for key, value in model.state_dict().items() if key in foundation}
+    encoder = {key for key in same if key.startswith("sam.image_encoder.")}
+    assert {key for key in encoder if not same[key]} == (set() if still else {key for key in encoder if key.endswith("attn.qkv.weight")})
+    assert not all(same[key] for key in same if key.startswith("sam.mask_decoder."))
+    adapters = {key for key in model.state_dict() if ".adapter." in key}
+    assert bool(adapters) == (run.tuning == "adapter") and foundation.keys() - model.state_dict().keys() == set()
+    save_sum(tmp_path / "run.safetensors", model, {"model_type": "micro"})
+    again = load_sum(tmp_path / "run.safetensors")
+    pixels = torch.randn(1, 3, 64, 64, generator=rng())
+    with torch.no_grad():
+        assert torch.equal(again.encode(pixels), model.encode(pixels))
+
+
+def test_theta_and_uncertainty_of_a_run_are_its_own(whole):
+    config, labels = whole
+    run = config.run("sum-small")
+    expected = weights(finetune(config, run, labels)[0])
+    for change in ({"theta": 0.99}, {"uncertainty": "confidence"}, {"uncertainty": "discrepancy"}, {"contrast": 1.0}):
+        found = weights(finetune(config, replace(run, **change), labels)[0])
+        assert any(not torch.equal(value, expected[name]) for name, value in found.items()), change
+    assert all(torch.equal(value, expected[name]) for name, value in weights(finetune(config, replace(run, theta=config.finetune.theta), labels)[0]).items())
+
+
+@pytest.mark.parametrize("name", ["augseg-mixed-small", "augseg-mixed-multi-small", "augseg-box-small", "augseg-uniform-point-small", "sum-discrepancy-small", "u2pl-small"])
+def test_semi_supervised_runs_repeat_and_resume(whole, name, tmp_path, monkeypatch):
+    config, labels = whole
+    run = config.run(name)
+    expected, log = finetune(config, run, labels)
+    assert len(log) == 2 and np.isfinite(log.to_numpy()).all()
+    before = Sum(load_sam("micro", config.checkpoint)).state_dict()
+    assert any(not torch.equal(value, before[key]) for key, value in weights(expected).items() if key in before)
+    steps = []
+
+    def dying(self, *args):
+        steps.append(1)
+        if len(steps) == 2:
+            raise KeyboardInterrupt
+        return follow(self, *args)
+
+    if name == "u2pl-small":  # has no teacher to interrupt
+        return
+    follow = Teacher.follow
+    with monkeypatch.context() as patch:
+        patch.setattr(Teacher, "follow", dying)
+        with pytest.raises(KeyboardInterrupt):
+            finetune(config, run, labels, resume=tmp_path / "run.pt")
+    resumed, _ = finetune(config, run, labels, resume=tmp_path / "run.pt")
+    assert all(torch.equal(value, weights(expected)[key]) for key, value in weights(resumed).items())
+
+
+def test_students_learn_the_teachers_masks_on_another_view(model, human, pseudo, monkeypatch):
+    seen = []
+    monkeypatch.setattr("sumlib.finetune.interactive_step", lambda model, batch, *args, **options: seen.append((batch, options)) or {})
+    batch = collate([pseudo.draw(model, 3, rng())])
+    teacher = Teacher(model, 0.9)
+    for kind, rounds in (("mixed", 1), ("box", 1), ("mixed-multi", CONFIG.rounds)):
+        consistency_step(model, teacher, batch, replace(RUNS["vanilla"], consistency=kind), CONFIG, rng(1), 1.0)
+        lesson, options = seen.pop()
+        assert options["rounds"] == rounds and not torch.equal(lesson.pixels, batch.pixels) and (lesson.certainty == 1).all()
+        assert torch.equal(lesson.target, teacher.predict(batch.pixels, batch.image, *options["first"], CONFIG.bf16))

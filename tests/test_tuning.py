@@ -3,11 +3,12 @@
 from dataclasses import replace
 
 import pytest
+import torch
 from small import small_sum
 from torch import nn
 
 from sumlib.config import load_config
-from sumlib.tuning import parameter_groups
+from sumlib.tuning import finish, parameter_groups, prepare
 
 CONFIG = replace(load_config("smoke").finetune, lr=1.0, encoder_lr_scale=0.5, layer_decay=0.8, task_prompt_lr=3.0, weight_decay=0.1)
 
@@ -56,3 +57,16 @@ def test_a_later_choice_thaws_again(model):
     parameter_groups(model, replace(CONFIG, encoder_lr_scale=0.0), task_prompt=False)
     parameter_groups(model, CONFIG, task_prompt=True)
     assert all(p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.parametrize(("tuning", "added"), [("decoder", set()), ("adapter", {"down.weight", "down.bias", "up.weight", "up.bias"}), ("lora", {"qkv.down", "qkv.up"})])
+def test_lightweight_schemes_move_the_head_and_what_they_add(model, tuning, added):
+    own = set(dict(model.named_parameters()))
+    config = replace(CONFIG, light_lr=7.0, adapter_width=4, lora_rank=2)
+    prepare(model, tuning, config, torch.Generator().manual_seed(0))
+    found = settings(model, parameter_groups(model, config, task_prompt=True, tuning=tuning))
+    in_encoder = {name: lr for name, (lr, _) in found.items() if name.startswith("sam.image_encoder.")}
+    assert {".".join(name.split(".")[-2:]) for name in in_encoder} == added and set(in_encoder.values()) <= {7.0}
+    assert {name for name in own if name.startswith(("sam.prompt_encoder.", "sam.mask_decoder.", "task_prompt."))} == found.keys() - in_encoder.keys()
+    finish(model)
+    assert own <= set(dict(model.named_parameters())) and (tuning == "adapter" or own == set(dict(model.named_parameters())))

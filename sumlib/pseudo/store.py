@@ -197,7 +197,7 @@ class Label:
     refined: np.ndarray | None
     """(M, H, W) bool, the refined masks; may be empty where the refiner finds nothing."""
     certainty: np.ndarray | None
-    """(M, H, W) float32 in [0, 1], c = 1 - |sigmoid(s) - sigmoid(r)|, from 8-bit maps."""
+    """(M, H, W) float32 in [0, 1], c = 1 - |sigmoid(s) - sigmoid(r)|, or SAM's own confidence |2 sigmoid(s) - 1|; from 8-bit maps."""
     points: np.ndarray
     """(M, 2) float32 x, y that produced each mask, in pixels of the image."""
     boxes: np.ndarray
@@ -212,12 +212,14 @@ class PseudoLabels:
     """Pseudo-labels by image name. ``images`` are the names with at least one mask, in order; ``record`` is what `generate` counted.
 
     Compact forms (run lengths, 8-bit maps) are cached in memory up to ``memory`` bytes, decoded on every access: all of
-    the micro set, what fits of a large one. Raises FileNotFoundError, or ValueError if the file is broken or, with ``refined``,
-    has no refined maps.
+    the micro set, what fits of a large one. ``certainty``: "refinement" or "confidence" (`Label.certainty`). Raises FileNotFoundError,
+    or ValueError if the file is broken or, with ``refined``, has no refined maps.
     """
 
-    def __init__(self, path: Path, *, refined: bool = True, memory: int = 2**30):
-        self.path, self.left, self.kept = Path(path), memory, {}
+    def __init__(self, path: Path, *, refined: bool = True, certainty: str = "refinement", memory: int = 2**30):
+        if certainty not in ("refinement", "confidence"):
+            raise ValueError(f"no certainty {certainty!r}; known are refinement and confidence")
+        self.path, self.left, self.kept, self.certainty = Path(path), memory, {}, certainty
         self.file = _open(self.path)
         self.has_refined = "refined_png" in self.file.schema_arrow.names
         if refined and not self.has_refined:
@@ -267,7 +269,8 @@ class PseudoLabels:
         if self.has_refined:
             maps = np.stack([decode_map(png) for png in item["maps"]]).reshape(2, len(masks), *decode_map(item["maps"][0]).shape)
             s, r = (_full_size(values, size) for values in maps)
-            refined, certainty = r >= 127.5, 1 - np.abs(s - r) / 255
+            refined = r >= 127.5
+            certainty = 1 - np.abs(s - r) / 255 if self.certainty == "refinement" else np.abs(2 * s / 255 - 1)
         column = lambda *names: np.stack([item[name] for name in names], 1)  # noqa: E731
         return Label(masks, refined, certainty, column("point_x", "point_y"), column("box_x0", "box_y0", "box_x1", "box_y1"),
                      item["predicted_iou"], item["stability"])  # fmt: skip
