@@ -6,11 +6,11 @@ import numpy as np
 import torch
 
 from sumlib.config import Config, RunConfig
-from sumlib.data import Sample, open_dataset
+from sumlib.data import open_dataset
 from sumlib.evaluate import one_click, trained_tasks
-from sumlib.masks import mask_box
 from sumlib.model import Sum, load_sam, load_sum
-from sumlib.refiner import load_refiner, refine
+from sumlib.refinement import before_and_after
+from sumlib.refiner import load_refiner
 from sumlib.sampler import first_click
 from sumlib.uncertainty import uncertainty_map
 
@@ -34,20 +34,5 @@ def panel_rows(config: Config, run: RunConfig, weights: Path, refiner: Path) -> 
         before = one_click(sam, sample, target, run=config.run("sam"), task=0)
         after = one_click(model, sample, target, run=run, task=task)
         rows.append({"name": name, "image": sample.image, "point": first_click(target)[0].numpy(), "sam": before[0].numpy(),
-                     "uncertainty": _uncertainty(sam, refinement, sample, target), "sum": after[0].numpy(), "truth": target[0].numpy()})  # fmt: skip
+                     "uncertainty": uncertainty_map(*before_and_after(sam, refinement, sample, target))[0].numpy(), "sum": after[0].numpy(), "truth": target[0].numpy()})  # fmt: skip
     return rows
-
-
-@torch.no_grad()
-def _uncertainty(sam: Sum, refiner: torch.nn.Module, sample: Sample, target: torch.Tensor) -> np.ndarray:
-    """Uncertainty (H, W) of SAM's one-click mask that agrees best with the truth."""
-    size = target.shape[1:]
-    embedding = sam.encode(sam.preprocess(sample.image)[None])
-    point = sam.to_input_frame(first_click(target).float(), size)
-    low, _ = sam.decode(embedding, points=point[:, None], labels=torch.ones(1, 1, dtype=torch.long))
-    full = sam.upscale(low[:, 1:], size)[0]  # (3, H, W)
-    overlap = [(mask & target[0]).sum() / (mask | target[0]).sum().clamp(min=1) for mask in full > 0]
-    best = int(torch.stack(overlap).argmax())
-    box = sam.to_input_frame(mask_box(full[[best]] > 0).float(), size)
-    refined = refine(refiner, embedding, low[:, 1 + best], box, point)
-    return uncertainty_map(full[[best]], sam.upscale(refined[:, None], size)[0])[0].numpy()

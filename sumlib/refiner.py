@@ -29,8 +29,7 @@ from sumlib.losses import dice_loss, focal_loss
 from sumlib.masks import framed, mask_box
 from sumlib.metrics import boundary_iou, mask_iou
 from sumlib.model import Sum
-from sumlib.sampler import first_click, sample_point
-from sumlib.uncertainty import certainty_map
+from sumlib.sampler import sample_point
 
 LOGIT_LIMIT = math.log(254.5 / 0.5)
 """Mask prompts are clamped to this magnitude: the largest logit that survives the 8-bit maps of pseudo-labels."""
@@ -310,54 +309,3 @@ def _score(refiner: Refiner, pool: HumanImages, held_out: list[tuple[list[int], 
 
 def _merit(row: Mapping[str, float]) -> float:
     return row["iou"] + row["biou"]
-
-
-# ---- measurement -----------------------------------------------------------------------------------------------------
-
-
-@torch.no_grad()
-def measure_refinement(
-    model: Sum, refiner: Refiner, levels: Mapping[str, Sequence[Sample]], *, threshold: float = 0.6, bins: int = 20, progress: bool = True,
-) -> dict:  # fmt: skip
-    """SAM's masks before and after refinement, and how often a pixel of SAM's mask is right given its certainty (JSON-ready).
-
-    Each human mask is prompted with its first click (METHOD section 8), SAM's best of three outputs is refined; no filter.
-    ``levels[level]`` are images with true masks, also in the result: "levels": per level equally long lists "image", "sam_iou",
-    "refined_iou", "sam_biou", "refined_biou" with an entry per mask; "certainty": "threshold" and per image (over all levels) lists
-    "image", "certain", "certain_correct", "uncertain", "uncertain_correct" of pixel counts, and "bins": "low", "high", "pixels", "correct".
-    """
-    found, counts, hist = {}, {}, np.zeros((2, bins), np.int64)
-    for level, samples in levels.items():
-        rows: dict[str, list] = {key: [] for key in ("image", "sam_iou", "refined_iou", "sam_biou", "refined_biou")}
-        for sample in with_bar(samples, f"measure {level}", progress):
-            target = torch.from_numpy(sample.masks)
-            before, after = _before_and_after(model, refiner, sample, target)
-            for name, logits in (("sam", before), ("refined", after)):
-                rows[f"{name}_iou"] += mask_iou(logits > 0, target).tolist()
-                rows[f"{name}_biou"] += boundary_iou(logits > 0, target).tolist()
-            rows["image"] += [sample.name] * len(target)
-            certainty, correct = certainty_map(before, after), (before > 0) == target
-            sure = certainty > threshold
-            each = [sure.sum(), (sure & correct).sum(), (~sure).sum(), (~sure & correct).sum()]
-            counts[sample.name] = counts.get(sample.name, 0) + np.array([int(count) for count in each])
-            place = (certainty.flatten() * bins).long().clamp(max=bins - 1)
-            hist += np.stack([np.bincount(place[chosen], minlength=bins) for chosen in (slice(None), correct.flatten())])
-        found[level] = {key: [v if isinstance(v, str) else round(v, 6) for v in values] for key, values in rows.items()}
-    names = ("certain", "certain_correct", "uncertain", "uncertain_correct")
-    certain = {name: [int(count[k]) for count in counts.values()] for k, name in enumerate(names)}
-    edges = [round(k / bins, 6) for k in range(bins + 1)]
-    shown = [{"low": edges[k], "high": edges[k + 1], "pixels": int(hist[0, k]), "correct": int(hist[1, k])} for k in range(bins)]
-    return {"levels": found, "certainty": {"threshold": threshold, "image": list(counts), **certain, "bins": shown}}
-
-
-def _before_and_after(model: Sum, refiner: Refiner, sample: Sample, target: Tensor) -> tuple[Tensor, Tensor]:
-    """SAM's and refined logits (M, H, W) of each mask of ``target`` (M, H, W) bool, at 1 point, best of three."""
-    size, rows = target.shape[1:], torch.arange(len(target))
-    embeddings = model.encode(model.preprocess(sample.image)[None]).float().expand(len(target), -1, -1, -1)
-    points = model.to_input_frame(first_click(target).float(), size)
-    low, _ = model.decode(embeddings, points=points[:, None], labels=torch.ones(len(target), 1, dtype=torch.long))
-    full = model.upscale(low[:, 1:], size)  # (M, 3, H, W)
-    best = torch.stack([mask_iou(full[:, k] > 0, target) for k in range(3)], 1).argmax(1)
-    boxes = model.to_input_frame(mask_box(full[rows, best] > 0).view(-1, 2, 2), size).flatten(1)
-    refined = refine(refiner, embeddings, low[:, 1:][rows, best], boxes, points)
-    return full[rows, best], model.upscale(refined[:, None], size)[:, 0]

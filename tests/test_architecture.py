@@ -16,7 +16,7 @@ LAYERS = [
     [{"losses", "uncertainty", "sampler", "metrics", "contrast"}],
     ["model", "tuning"],
     ["data"],
-    ["refiner", "pseudo", "smoke"],
+    ["refiner", "refinement", "pseudo", "smoke"],
     ["train", "teacher", "finetune", "evaluate", "foundation"],
     ["baselines"],
     ["report", "bootstrap", "figures", "claims", {"panel", "rims", "quality", "study"}, {"quality_figures", "ablation_figures"}],

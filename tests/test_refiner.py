@@ -12,9 +12,12 @@ from sumlib.config import RefineConfig
 from sumlib.data import Sample
 from sumlib.data.world import Style, make_scene
 from sumlib.losses import dice_loss, focal_loss
+from sumlib.masks import mask_box
 from sumlib.metrics import boundary_iou, mask_iou
 from sumlib.model import Sum, build_sam_micro
-from sumlib.refiner import LOGIT_LIMIT, Pairs, Refiner, load_refiner, make_pairs, measure_refinement, refine, refinement_loss, save_refiner, train_refiner
+from sumlib.refinement import before_and_after, measure_refinement
+from sumlib.refiner import LOGIT_LIMIT, Pairs, Refiner, load_refiner, make_pairs, refine, refinement_loss, save_refiner, train_refiner
+from sumlib.sampler import first_click
 
 CONFIG = RefineConfig(iterations=12, images=2, masks_per_image=2, lr=2e-3, min_iou=0.0, pred_iou_thresh=0.0, stability_thresh=0.0,
                       stability_offset=0.01, holdout=0.25, seed=0)  # fmt: skip
@@ -205,3 +208,36 @@ def test_measurement_by_hand(samples):
     changed = int((wrong != target).sum())
     sure = result["certainty"]
     assert (sure["certain"], sure["certain_correct"]) == ([4096 - changed],) * 2 and (sure["uncertain"], sure["uncertain_correct"]) == ([changed], [0])
+
+
+@pytest.mark.parametrize("prompt", ["point", "box"])
+@torch.no_grad()
+def test_before_and_after_by_prompt(model, samples, prompt):
+    sample, seen = samples[0], []
+    target = torch.from_numpy(sample.masks)
+
+    def echo(embeddings, low, boxes, points):
+        seen.append((boxes, points))
+        return -low, None
+
+    before, after = before_and_after(model, echo, sample, target, prompt)
+    assert torch.equal(after, -before)
+    embedding = model.encode(model.preprocess(sample.image)[None]).expand(len(target), -1, -1, -1)
+    given = {"boxes": mask_box(target)} if prompt == "box" else {"points": first_click(target)[:, None].float(), "labels": torch.ones(len(target), 1)}
+    outputs = model.decode(embedding, **given)[0][:, 1:]
+    iou = torch.stack([mask_iou(outputs[:, k] > 0, target) for k in range(3)], 1)
+    assert torch.allclose(before, outputs[torch.arange(len(target)), iou.argmax(1)], atol=1e-5)
+    boxes, points = seen[0]
+    assert torch.equal(boxes, mask_box(before > 0))
+    at = points.round().long()
+    if prompt == "point":
+        assert torch.equal(at, first_click(target))
+    else:  # a point of SAM's own mask, or the box's centre where it is empty
+        some = (before > 0).flatten(1).any(1)
+        assert (before > 0)[torch.arange(len(at)), at[:, 1], at[:, 0]][some].all()
+        assert torch.allclose(points[~some], mask_box(target).view(-1, 2, 2).mean(1)[~some])
+
+
+def test_an_unknown_prompt_is_refused(model, samples):
+    with pytest.raises(ValueError, match="no prompt 'scribble'; known are point and box"):
+        before_and_after(model, None, samples[0], torch.from_numpy(samples[0].masks), "scribble")
