@@ -193,8 +193,11 @@ class RunConfig:
     """Seed of the generators."""
     extra_prompts: tuple[Annotated[str, OneOf(("point", "box", "boundary-point"))], ...] = ()
     """First prompts evaluated for this model besides `evaluate.prompts`."""
-    tuning: Annotated[str, OneOf(("full", "decoder", "adapter", "lora"))] = "full"
-    """What moves: everything; the prompt encoder and mask decoder; these and adapters, or low-rank updates, in the frozen image encoder."""
+    extra_settings: tuple[Annotated[str, OneOf(("oracle", "single"))], ...] = ()
+    """Settings evaluated for this model besides `evaluate.settings`."""
+    tuning: Annotated[str, OneOf(("full", "decoder", "adapter", "lora", "hq"))] = "full"
+    """What moves: everything; the prompt encoder and mask decoder; these and adapters, or low-rank updates, in the frozen image encoder; or
+    HQ-SAM's head alone, by its recipe: one prompt of random kind, no rounds."""
     theta: Fraction | None = None
     """Certainty above which a pixel counts in the dice loss, if not `finetune.theta`."""
     uncertainty: Annotated[str, OneOf(("refinement", "confidence", "discrepancy"))] = "refinement"

@@ -1,7 +1,7 @@
 """Interactive evaluation: deterministic clicks, IoU and boundary IoU of every mask at every round (METHOD section 8)."""
 
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -40,20 +40,21 @@ def trained_tasks(config: Config, run: RunConfig) -> frozenset[int]:
 
 def evaluate_run(
     model: Sum, datasets: Sequence[Dataset], *, run: RunConfig, config: EvaluateConfig, trained_tasks: Collection[int] = (),
-    prompts: Sequence[str] | None = None,
+    prompts: Sequence[str] | None = None, settings: Sequence[str] | None = None,
 ) -> pd.DataFrame:  # fmt: skip
     """Evaluate ``model`` on the good samples of each data set; one row a mask, first prompt, setting and round.
 
     On a CPU ``config.workers`` processes share the data sets.
 
     ``prompts`` are the first prompts ("point", "box", "boundary-point"), by default the configuration's; a boundary point is
-    a single round (Table 5). ``trained_tasks`` are the task ids of the run's human masks: a set of another task is prompted
+    a single round (Table 5); ``settings`` ("oracle", "single") likewise. ``trained_tasks`` are the task ids of the run's human masks: a set of another task is prompted
     with id 0, "unspecified". Columns: run, model, train_set, seed, task, dataset, image, mask, prompt, setting, round,
     iou, biou.
     """
     model.eval()
     first = prompts or config.prompts
-    one = partial(_evaluate_set, model, run=run, config=config, trained_tasks=trained_tasks, prompts=first)
+    chosen = replace(config, settings=tuple(settings or config.settings))
+    one = partial(_evaluate_set, model, run=run, config=chosen, trained_tasks=trained_tasks, prompts=first)
     workers = config.workers if model.sam.device.type == "cpu" else 1
     order = sorted(range(len(datasets)), key=lambda k: -len(datasets[k]))  # the longest first, or one worker waits for it at the end
     found = with_bar(each(one, [datasets[k] for k in order], workers), f"evaluate {run.name}", total=len(datasets))

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from sumlib.config import Config, FinetuneConfig, RunConfig
 from sumlib.contrast import contrastive_loss
 from sumlib.data import Dataset, open_dataset
+from sumlib.hq import PROMPTS, noised_mask
 from sumlib.losses import dice_loss, focal_loss
 from sumlib.masks import framed, jittered_boxes
 from sumlib.metrics import mask_iou
@@ -158,11 +159,11 @@ def mask_losses(logits: Tensor, batch: Batch, certainty: Tensor | None, config: 
 
 def interactive_step(
     model: Sum, batch: Batch, run: RunConfig, config: FinetuneConfig, generator: torch.Generator, share: float = 1.0, *,
-    rounds: int | None = None, first: tuple[Tensor, Tensor] | None = None,
+    rounds: int | None = None, first: tuple[Tensor, Tensor] | None = None, mask_input: Tensor | None = None,
 ) -> dict[str, float]:  # fmt: skip
     """One batch through all rounds, back-propagated round by round; returns ``share`` times the mean losses of the first and last round.
 
-    ``rounds`` and ``first`` prompts (N, 2, 2), (N, 2) other than the configuration's, if given.
+    ``rounds``, ``first`` prompts (N, P, 2), (N, P) and a first ``mask_input`` (N, 1, 4h, 4w) other than the configuration's, if given.
 
     A single prompt (round 1) gets the three masks, of which only the best one is trained; later rounds get one mask.
     The decoder's graph of a round is freed before the next one starts; the encoder is back-propagated once.
@@ -176,7 +177,7 @@ def interactive_step(
     if run.contrast:
         _add_contrast(leaf, batch, run, config, generator, share)
     xy, codes = first or _first_prompt(batch, weight, generator)
-    rounds, previous, losses = rounds or config.rounds, None, []
+    rounds, previous, losses = rounds or config.rounds, mask_input, []
     for number in range(rounds):
         tasks = batch.task if run.task_prompt == "continuous" or (run.task_prompt == "first" and number == 0) else None
         with torch.autocast(batch.pixels.device.type, torch.bfloat16, enabled=config.bf16):
@@ -217,6 +218,25 @@ def consistency_step(
     return interactive_step(model, lesson, run, config, generator, share, rounds=rounds, first=(xy, codes))
 
 
+def hq_step(model: Sum, batch: Batch, run: RunConfig, config: FinetuneConfig, generator: torch.Generator, share: float) -> dict[str, float]:
+    """HQ-SAM's recipe: one round with a prompt of one random kind for the batch; its frozen IoU head is not trained."""
+    n, device = len(batch.target), batch.target.device
+    weight = batch.certainty if run.uncertainty_sampling else None
+    kind, mask_input = PROMPTS[int(torch.randint(len(PROMPTS), (), generator=generator))], None
+    if kind == "points":
+        drawn = [sample_point(batch.target, weight, generator=generator) for _ in range(10)]
+        xy = torch.stack([torch.where((found | (batch.backup[:, 0] < 0))[:, None], point.float(), batch.backup) for point, found in drawn], 1)
+        xy, codes = torch.cat([xy, torch.zeros_like(xy[:, :1])], 1), torch.tensor([[1] * 10 + [-1]], device=device).expand(n, -1)
+    elif kind == "box":
+        xy, codes = jittered_boxes(batch.target, generator).view(n, 2, 2), torch.tensor([[2, 3]], device=device).expand(n, -1)
+    else:
+        grid = model.sam.prompt_encoder.mask_input_size[0]
+        mask_input = noised_mask(batch.target, grid, generator)
+        xy, codes = torch.zeros(n, 1, 2, device=device), torch.full((n, 1), -1, device=device)
+    plain = replace(config, iou_weight=0.0)
+    return interactive_step(model, batch, run, plain, generator, share, rounds=1, first=(xy, codes), mask_input=mask_input)
+
+
 def sources(config: Config, run: RunConfig, labels: Path | None) -> tuple[HumanSource, PseudoSource | None]:
     """The data of a run; ``labels`` is the Parquet file of its budget's pseudo-labels."""
     human = HumanSource([open_dataset(name, config.data_root) for name in config.data.human[run.budget]])
@@ -224,6 +244,14 @@ def sources(config: Config, run: RunConfig, labels: Path | None) -> tuple[HumanS
         return human, None
     images = open_dataset(config.data.unlabeled, config.data_root)
     return human, PseudoSource(images, PseudoLabels(labels, certainty="confidence" if run.uncertainty == "confidence" else "refinement"), run.labels)
+
+
+def _start(config: Config, run: RunConfig) -> Sum:
+    """The foundation model, with an HQ head whose weights the run's seed draws if it trains one."""
+    sam = load_sam(config.model.type, config.checkpoint, sha256=config.model.sha256)
+    with torch.random.fork_rng(devices=[]):  # segment-anything's modules draw their first weights from the global generator
+        torch.manual_seed(run.seed)
+        return Sum(sam, hq=run.tuning == "hq")
 
 
 def _with_agreement(model: Sum, teacher: Teacher, batch: Batch, config: FinetuneConfig) -> Batch:
@@ -242,7 +270,7 @@ def finetune(config: Config, run: RunConfig, labels: Path | None, *, resume: Pat
     one, else with ``finetune.workers`` processes, each with its share of an iteration's images.
     """
     settings, device = replace(config.finetune, theta=config.finetune.theta if run.theta is None else run.theta), best_device()
-    model = Sum(load_sam(config.model.type, config.checkpoint, sha256=config.model.sha256))
+    model = _start(config, run)
     prepare(model, run.tuning, settings, torch.Generator().manual_seed(run.seed))
     model.train().to(device)
     human, unlabeled = sources(config, run, labels)
@@ -263,7 +291,7 @@ def finetune(config: Config, run: RunConfig, labels: Path | None, *, resume: Pat
             batch = collate([part for _, part in drawn]).to(device)
             if run.uncertainty == "discrepancy":
                 batch = _with_agreement(model, teacher, batch, settings)
-            return interactive_step(model, batch, run, settings, generator, share(batch))
+            return (hq_step if run.tuning == "hq" else interactive_step)(model, batch, run, settings, generator, share(batch))
         losses = []
         for source, learn in ((human, interactive_step), (unlabeled, partial(consistency_step, teacher=teacher))):
             if parts := [part for owner, part in drawn if owner is source]:

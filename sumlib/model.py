@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from sumlib.adapters import adapter_width, add_adapters
 from sumlib.attention import with_few_tokens
+from sumlib.hq import HqHead
 from sumlib.masks import longest_side_size, resize_longest_side
 
 NUM_TASKS = 4
@@ -82,12 +83,15 @@ def build_sam_micro(size: int = 64, patch: int = 4, width: int = 128, depth: int
 class Sum(nn.Module):
     """A promptable model: SAM plus one learned vector a task, added to the image embedding.
 
-    The vectors start at zero, so an untrained ``Sum`` gives SAM's output bit for bit (METHOD section 1).
+    The vectors start at zero, so an untrained ``Sum`` gives SAM's output bit for bit (METHOD section 1). With ``hq`` it has HQ-SAM's
+    architecture (`sumlib.hq`): embeddings carry the fused features in further channels, in training all outputs are the HQ mask's,
+    else it is added to each of SAM's; task vectors are then those of the HQ head.
     """
 
-    def __init__(self, sam: Sam, num_tasks: int = NUM_TASKS):
+    def __init__(self, sam: Sam, num_tasks: int = NUM_TASKS, hq: bool = False):
         super().__init__()
         self.sam = sam
+        self.hq = HqHead(sam, num_tasks) if hq else None
         self.task_prompt = nn.Embedding(num_tasks, sam.prompt_encoder.embed_dim)
         nn.init.zeros_(self.task_prompt.weight)
 
@@ -135,8 +139,8 @@ class Sum(nn.Module):
         return logits
 
     def encode(self, pixels: Tensor) -> Tensor:
-        """Normalised, padded images (B, 3, S, S) -> image embeddings (B, C, h, w)."""
-        return self.sam.image_encoder(pixels)
+        """Normalised, padded images (B, 3, S, S) -> image embeddings (B, C, h, w), with an HQ head (B, 3 C, h, w)."""
+        return self.hq.encode(self.sam, pixels) if self.hq else self.sam.image_encoder(pixels)
 
     def decode(
         self, embeddings: Tensor, *, points: Tensor | None = None, labels: Tensor | None = None, boxes: Tensor | None = None,
@@ -162,7 +166,7 @@ class Sum(nn.Module):
             sparse.append(self._embed_prompts(points, labels))
         if boxes is not None:
             sparse.append(self._embed_prompts(boxes.view(n, 2, 2), torch.tensor([[2, 3]], device=device).expand(n, -1)))
-        tokens = torch.cat(sparse, 1) if sparse else torch.zeros(n, 0, embeddings.shape[1], device=device)
+        tokens = torch.cat(sparse, 1) if sparse else torch.zeros(n, 0, self.sam.prompt_encoder.embed_dim, device=device)
         return self._decode(embeddings, tokens, mask_inputs, tasks)
 
     def decode_codes(
@@ -189,6 +193,29 @@ class Sum(nn.Module):
         self, embeddings: Tensor, sparse: Tensor, mask_inputs: Tensor | None, tasks: Tensor | None, fast: bool = False
     ) -> tuple[Tensor, Tensor]:
         """`MaskDecoder.predict_masks`, with an image embedding (C, h, w) and a task of its own for each prompt."""
+        decoder = self.sam.mask_decoder
+        outputs = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight]).expand(len(embeddings), -1, -1)  # (N, 1 + 4, C)
+        folded = None
+        if self.hq:
+            width = self.sam.prompt_encoder.embed_dim
+            embeddings, folded = embeddings[:, :width], embeddings[:, width:]
+            token = self.hq.token.weight.expand(len(embeddings), -1, -1)  # (N, 1, C)
+            if tasks is not None:
+                outputs = torch.cat([outputs[:, :1], outputs[:, 1:] + self.hq.task_masks(tasks)[:, None]], 1)
+                token = token + self.hq.task_token(tasks)[:, None]
+            outputs = torch.cat([outputs, token], 1)
+        elif tasks is not None:
+            embeddings = embeddings + self.task_prompt(tasks)[:, :, None, None]
+        hidden, features = self._attend(embeddings, outputs, sparse, mask_inputs, fast)
+        kernels = torch.stack([mlp(hidden[:, 1 + k]) for k, mlp in enumerate(decoder.output_hypernetworks_mlps)], dim=1)
+        logits = (kernels @ features.flatten(2)).unflatten(2, features.shape[2:])  # (N, 4, 4h, 4w)
+        if self.hq:
+            fine = self.hq.mask(hidden[:, 5], features, folded)
+            logits = fine.expand_as(logits) if self.training else logits + fine
+        return logits, decoder.iou_prediction_head(hidden[:, 0])
+
+    def _attend(self, embeddings: Tensor, outputs: Tensor, sparse: Tensor, mask_inputs: Tensor | None, fast: bool) -> tuple[Tensor, Tensor]:
+        """Output tokens (N, K, C) and prompt tokens (N, P, C) look at the images: tokens (N, K + P, C) and mask features (N, C / 8, 4h, 4w)."""
         prompt, decoder = self.sam.prompt_encoder, self.sam.mask_decoder
         n = len(embeddings)
         with torch.autocast(embeddings.device.type, enabled=False):
@@ -197,16 +224,10 @@ class Sum(nn.Module):
             dense = prompt.no_mask_embed.weight[:, :, None, None]
         else:
             dense = prompt.mask_downscaling(mask_inputs)
-        if tasks is not None:
-            embeddings = embeddings + self.task_prompt(tasks)[:, :, None, None]
-        outputs = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])  # (1 + 4, C)
-        tokens = torch.cat([outputs.expand(n, -1, -1), sparse], dim=1)  # (N, 5 + P, C)
+        tokens = torch.cat([outputs, sparse], dim=1)  # (N, K + P, C)
         transformer = with_few_tokens(decoder.transformer) if fast else decoder.transformer
         hidden, source = transformer(embeddings + dense, position, tokens)
-        features = decoder.output_upscaling(source.transpose(1, 2).reshape(embeddings.shape))  # (N, C / 8, 4h, 4w)
-        kernels = torch.stack([mlp(hidden[:, 1 + k]) for k, mlp in enumerate(decoder.output_hypernetworks_mlps)], dim=1)
-        logits = (kernels @ features.flatten(2)).unflatten(2, features.shape[2:])  # (N, 4, 4h, 4w)
-        return logits, decoder.iou_prediction_head(hidden[:, 0])
+        return hidden, decoder.output_upscaling(source.transpose(1, 2).reshape(embeddings.shape))
 
 
 class SumPredictor(SamPredictor):
@@ -285,14 +306,14 @@ def load_sum(path: str | Path, *, sha256: str | None = None) -> Sum:
         raise CheckpointError(f"{path}: not written by save_sum: its metadata name no known model_type; {_kind(_shapes(state))}")
     tasks = len(state.get("task_prompt.weight", range(NUM_TASKS)))
     with torch.device("meta"):
-        model = Sum(_build(model_type), tasks)
+        model = Sum(_build(model_type), tasks, hq="hq.token.weight" in state)
         if width := metadata.get("adapter_width"):
             add_adapters(model.sam.image_encoder, width)
     return _fill(model, state, f"a SUM of model_type {model_type!r}", path)
 
 
 def save_sum(path: str | Path, model: Sum, metadata: dict) -> None:
-    """Write a `Sum` with its task prompt, and adapters if it has some; see `save_sam`."""
+    """Write a `Sum` with its task prompt, and adapters or an HQ head if it has some; see `save_sam`."""
     _write(Path(path), model, model.sam, metadata)
 
 
@@ -355,7 +376,7 @@ def _sam_shapes(model_type: str) -> dict[str, tuple[int, ...]]:
 
 def _kind(shapes: dict[str, tuple[int, ...]]) -> str:
     """Which model the shapes are of, and how it is read."""
-    inner = _plain({key.removeprefix("sam."): shape for key, shape in shapes.items() if key != "task_prompt.weight"})
+    inner = _plain({key.removeprefix("sam."): shape for key, shape in shapes.items() if key != "task_prompt.weight" and not key.startswith("hq.")})
     for model_type in MODEL_TYPES:
         if inner == _sam_shapes(model_type):
             if "task_prompt.weight" in shapes:

@@ -5,6 +5,7 @@ from torch import nn
 
 from sumlib.adapters import add_adapters, add_lora, light_parameters, merge_lora
 from sumlib.config import FinetuneConfig
+from sumlib.hq import hq_parameters
 from sumlib.model import Sum
 
 
@@ -27,8 +28,12 @@ def parameter_groups(model: Sum, config: FinetuneConfig, task_prompt: bool, tuni
     A parameter of encoder layer k of L (0 the patch embedding, L - 1 the neck) learns at ``lr * encoder_lr_scale *
     layer_decay ** (L - 1 - k)``, the prompt encoder and the mask decoder at ``lr``, the task prompt at ``task_prompt_lr``
     (only if ``task_prompt``). With any other ``tuning`` the image encoder is frozen but for what `prepare` has hung onto it, which
-    learns at ``light_lr``. Biases, norms and embeddings are not decayed. Parameters left out are frozen.
+    learns at ``light_lr``; "hq" trains the HQ head alone, at ``light_lr``. Biases, norms and embeddings are not decayed. Parameters left out are frozen.
     """
+    if tuning == "hq":
+        groups = _group(model, hq_parameters(model.hq, task_prompt), config.light_lr, config.weight_decay)
+        _freeze_the_rest(model, groups)
+        return groups
     encoder = model.sam.image_encoder
     stem = [encoder.patch_embed.parameters(), [encoder.pos_embed] if encoder.pos_embed is not None else []]
     layers = [[p for part in stem for p in part], *(list(b.parameters()) for b in encoder.blocks), list(encoder.neck.parameters())]
@@ -40,10 +45,14 @@ def parameter_groups(model: Sum, config: FinetuneConfig, task_prompt: bool, tuni
     groups = [part for pair in groups for part in pair if part["params"]]
     if task_prompt:
         groups.append({"params": [model.task_prompt.weight], "lr": config.task_prompt_lr, "weight_decay": 0.0})
+    _freeze_the_rest(model, groups)
+    return groups
+
+
+def _freeze_the_rest(model: Sum, groups: list[dict]) -> None:
     moving = {id(p) for group in groups for p in group["params"]}
     for parameter in model.parameters():
         parameter.requires_grad_(id(parameter) in moving)
-    return groups
 
 
 def _group(model: Sum, params: list[nn.Parameter], lr: float, decay: float) -> list[dict]:

@@ -11,7 +11,7 @@ from sumlib.paths import NOTEBOOKS, ROOT
 # From the bottom up: a module imports from rows below its own, or what stands left of it in its row.
 # The names in a set are alternatives side by side: they import none of each other.
 LAYERS = [
-    ["paths", "schema", "config", {"workspace", "pictures", "bar", "parallel", "attention", "adapters"}],
+    ["paths", "schema", "config", {"workspace", "pictures", "bar", "parallel", "attention", "adapters", "hq"}],
     ["masks"],
     [{"losses", "uncertainty", "sampler", "metrics", "contrast"}],
     ["model", "tuning"],

@@ -402,14 +402,14 @@ def test_theta_and_uncertainty_of_a_run_are_its_own(whole):
     assert all(torch.equal(value, expected[name]) for name, value in weights(finetune(config, replace(run, theta=config.finetune.theta), labels)[0]).items())
 
 
-@pytest.mark.parametrize("name", ["augseg-mixed-small", "augseg-mixed-multi-small", "augseg-box-small", "augseg-uniform-point-small", "sum-discrepancy-small", "u2pl-small"])
+@pytest.mark.parametrize("name", ["augseg-mixed-small", "augseg-mixed-multi-small", "augseg-box-small", "augseg-uniform-point-small", "sum-discrepancy-small", "u2pl-small", "hq-sam-small", "sum-hq-small"])
 def test_semi_supervised_runs_repeat_and_resume(whole, name, tmp_path, monkeypatch):
     config, labels = whole
     run = config.run(name)
     expected, log = finetune(config, run, labels)
     assert len(log) == 2 and np.isfinite(log.to_numpy()).all()
     before = Sum(load_sam("micro", config.checkpoint)).state_dict()
-    assert any(not torch.equal(value, before[key]) for key, value in weights(expected).items() if key in before)
+    assert any(not torch.equal(value, before[key]) for key, value in weights(expected).items() if key in before) == (run.tuning != "hq")  # that one is frozen
     steps = []
 
     def dying(self, *args):
@@ -418,7 +418,9 @@ def test_semi_supervised_runs_repeat_and_resume(whole, name, tmp_path, monkeypat
             raise KeyboardInterrupt
         return follow(self, *args)
 
-    if name == "u2pl-small":  # has no teacher to interrupt
+    if name in ("u2pl-small", "hq-sam-small", "sum-hq-small"):  # have no teacher to interrupt
+        again, _ = finetune(config, run, labels)
+        assert all(torch.equal(value, weights(expected)[key]) for key, value in weights(again).items())
         return
     follow = Teacher.follow
     with monkeypatch.context() as patch:
