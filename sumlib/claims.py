@@ -227,7 +227,9 @@ def _paper_lookup() -> dict:
 
 
 def _paper_value(c: Comparison, bootstrap: Bootstrap, paper: Mapping) -> float:
-    """The paper's value of the contrast in points, NaN where it gives none."""
+    """The paper's value of the contrast in points, NaN where it gives none; SAM with a single output is in none of its tables."""
+    if c.setting != "oracle":
+        return np.nan
     places = {c.where: 1.0} if isinstance(c.where, str) else c.where
     terms = [(weight * share, paper.get((*model, c.prompt, c.rounds, c.metric, name))) for model, weight in c.models.items() for name, share in places.items()]
     if any(value is None for _, value in terms):
