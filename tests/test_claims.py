@@ -59,7 +59,7 @@ def test_claim_verdict_is_its_weakest_comparison():
 def test_known_differences_give_known_verdicts(judged):
     """Every fine-tuned model is 10 points above SAM and equal to the others: some claims must hold, others must not."""
     verdicts = {claim.claim.key: claim for claim in judged}
-    assert list(verdicts) == ["central", *(f"C{n}" for n in range(1, 9))]
+    assert list(verdicts) == ["central", *(f"C{n}" for n in range(1, 10))]
     assert verdicts["C3"].verdict == HOLDS and all(f.estimate.value > 3 for f in verdicts["C3"].findings)
     assert verdicts["C1"].verdict == FAILS and verdicts["central"].verdict == FAILS  # Human-only does not forget here
     assert verdicts["C4"].verdict == HOLDS
