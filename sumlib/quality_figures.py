@@ -37,7 +37,7 @@ def survival_figure(masks: pd.DataFrame) -> Figure:
 def levels_figure(masks: pd.DataFrame, judged: pd.DataFrame) -> Figure:
     """Figure 45: which level's true mask the pseudo-labels meet, and what is right about them; SAM's above, refined below each other."""
     levels = [level for level in LEVEL_NAMES if level in set(masks["level"])]
-    figure = new_figure(6.8, 0.75 + 0.5 * len(levels))
+    figure = new_figure(6.8, 0.9 + 0.5 * len(levels))
     axes = figure.subplots()
     for y, level in enumerate(levels):
         chosen = (masks["level"] == level).to_numpy()
@@ -53,7 +53,7 @@ def levels_figure(masks: pd.DataFrame, judged: pd.DataFrame) -> Figure:
     axes.grid(axis="x")
     axes.grid(axis="y", visible=False)
     axes.margins(x=0.14)
-    axes.legend(frameon=False, fontsize=7, loc="lower right")
+    axes.legend(frameon=False, fontsize=7, loc="lower center", bbox_to_anchor=(0.45, 1), ncols=4)
     return figure
 
 
@@ -88,10 +88,11 @@ def refined_figure(changes: pd.DataFrame) -> Figure:
             axes.plot([row.low, row.high], [y, y], color=REFINED, linewidth=1.6)
             axes.plot(row.value, y, marker="o", color=REFINED)
             axes.annotate(f"{row.value:+.1f}  (better {row.better:.0f} %, worse {row.worse:.0f} %)", (row.value, y), (0, 5), textcoords="offset points", ha="center", fontsize=6.5)
+        low, high = min(0.0, rows["low"].min()), max(0.0, rows["high"].max())
+        axes.set_xlim(low - 0.55 * (high - low), high + 0.55 * (high - low))  # room for the words
         axes.set(yticks=range(len(levels)), yticklabels=[LEVEL_NAMES[level] for level in levels], ylim=(len(levels) - 0.5, -0.6), xlabel="refined − SAM (points)")
         axes.set_title(metric, fontweight="bold")
         axes.grid(axis="x")
-        axes.margins(x=0.35)
     return figure
 
 
