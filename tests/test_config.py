@@ -14,6 +14,7 @@ TUNED = load_config("micro").finetune
 WARMUP, ITERATIONS = f"    warmup: {TUNED.warmup}\n", f"iterations: {TUNED.iterations}\n"
 RUNS = """sam human-small human-medium human-large vanilla-small vanilla-medium vanilla-large sum-small sum-medium sum-large
 mask-refinement-medium sum-no-task-prompt-medium sum-continuous-medium sum-uniform-sampling-medium""".split()
+HUMAN, SUM = "human-small: {model: Human-annotation-only, budget: small", "sum-small: {model: SUM, budget: small"
 SEEDED = "human vanilla mask-refinement sum-no-task-prompt sum".split()
 
 
@@ -125,6 +126,10 @@ def test_unknown_run_names_the_nearest():
     ("human-small: {model: Human-annotation-only, budget: small, unlabeled: false, uncertainty_loss: false",
      "human-small: {model: Human-annotation-only, budget: small, unlabeled: false, uncertainty_loss: true",
      "runs.human-small.uncertainty_loss is True; allowed: False while unlabeled is false"),
+    (HUMAN, HUMAN + ", theta: 0.5", "runs.human-small.theta is 0.5; allowed: None while unlabeled is false"),
+    (HUMAN, HUMAN + ", tuning: lorra", "runs.human-small.tuning is 'lorra'; allowed: one of full, decoder, adapter, lora, hq"),
+    (SUM, SUM + ", consistency: mixed", "runs.sum-small.uncertainty_loss is True; allowed: False with consistency, whose masks have no certainty"),
+    (SUM, SUM + ", uncertainty: entropy", "runs.sum-small.uncertainty is 'entropy'; allowed: one of refinement, confidence, discrepancy"),
 ])
 def test_bad_parameters_are_refused(tmp_path, old, new, message):
     assert re.match(re.escape(f"params.yaml: {message}"), refused(tmp_path, old, new))

@@ -373,10 +373,10 @@ def test_a_run_without_its_labels_says_what_to_do(whole, tmp_path):
         finetune(config, config.run("sum-medium"), tmp_path / "medium.parquet")
 
 
-@pytest.mark.parametrize(("name", "still"), [("decoder-small", True), ("adapter-small", True), ("lora-small", False), ("sum-adapter-small", True)])
-def test_lightweight_runs_leave_the_encoders_own_weights_alone(whole, name, still, tmp_path):
+@pytest.mark.parametrize(("name", "tuning"), [("human-small", "decoder"), ("human-small", "adapter"), ("human-small", "lora"), ("sum-small", "adapter")])
+def test_lightweight_runs_leave_the_encoders_own_weights_alone(whole, name, tuning, tmp_path):
     config, labels = whole
-    run = config.run(name)
+    run, still = replace(config.run(name), tuning=tuning), tuning != "lora"
     model, _ = finetune(config, run, labels if run.unlabeled else None)
     foundation = Sum(load_sam("micro", config.checkpoint)).state_dict()
     same = {key: torch.equal(value, foundation[key]) for key, value in model.state_dict().items() if key in foundation}
@@ -402,10 +402,12 @@ def test_theta_and_uncertainty_of_a_run_are_its_own(whole):
     assert all(torch.equal(value, expected[name]) for name, value in weights(finetune(config, replace(run, theta=config.finetune.theta), labels)[0]).items())
 
 
-@pytest.mark.parametrize("name", ["augseg-mixed-small", "augseg-mixed-multi-small", "augseg-box-small", "augseg-uniform-point-small", "sum-discrepancy-small", "u2pl-small", "hq-sam-small", "sum-hq-small"])
-def test_semi_supervised_runs_repeat_and_resume(whole, name, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("name", "change"), [
+    *(("vanilla-small", {"consistency": kind}) for kind in ("mixed", "mixed-multi", "box", "uniform-point")),
+    ("sum-small", {"uncertainty": "discrepancy"}), ("sum-small", {"contrast": 1.0}), ("human-small", {"tuning": "hq"}), ("sum-small", {"tuning": "hq"})])
+def test_other_methods_repeat_and_resume(whole, name, change, tmp_path, monkeypatch):
     config, labels = whole
-    run = config.run(name)
+    run = replace(config.run(name), **change)
     expected, log = finetune(config, run, labels)
     assert len(log) == 2 and np.isfinite(log.to_numpy()).all()
     before = Sum(load_sam("micro", config.checkpoint)).state_dict()
@@ -418,7 +420,7 @@ def test_semi_supervised_runs_repeat_and_resume(whole, name, tmp_path, monkeypat
             raise KeyboardInterrupt
         return follow(self, *args)
 
-    if name in ("u2pl-small", "hq-sam-small", "sum-hq-small"):  # have no teacher to interrupt
+    if "contrast" in change or "tuning" in change:  # have no teacher to interrupt
         again, _ = finetune(config, run, labels)
         assert all(torch.equal(value, weights(expected)[key]) for key, value in weights(again).items())
         return
