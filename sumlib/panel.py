@@ -1,14 +1,16 @@
-"""The picture panel: image and click, SAM's mask, its uncertainty map, SUM's mask, the truth."""
+"""Picture panels: SAM, its uncertainty and SUM; what the task prompt asks for; models side by side."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from sumlib.config import Config, RunConfig
-from sumlib.data import open_dataset
-from sumlib.evaluate import one_click, trained_tasks
+from sumlib.data import Dataset, Sample, open_dataset
+from sumlib.evaluate import interact, one_click, trained_tasks
 from sumlib.model import Sum, load_sam, load_sum
+from sumlib.pictures import BLUE, GREEN, ORANGE, overlay
 from sumlib.refinement import before_and_after
 from sumlib.refiner import load_refiner
 from sumlib.sampler import first_click
@@ -36,3 +38,56 @@ def panel_rows(config: Config, run: RunConfig, weights: Path, refiner: Path) -> 
         rows.append({"name": name, "image": sample.image, "point": first_click(target)[0].numpy(), "sam": before[0].numpy(),
                      "uncertainty": uncertainty_map(*before_and_after(sam, refinement, sample, target))[0].numpy(), "sum": after[0].numpy(), "truth": target[0].numpy()})  # fmt: skip
     return rows
+
+
+@torch.no_grad()
+def single_output(model: Sum, sample: Sample, target: np.ndarray, *, task: int | None = None, rounds: int = 1) -> np.ndarray:
+    """The mask (H, W) bool that output 0 gives for ``target`` (H, W) bool after ``rounds`` clicks; with the task prompt ``task`` in the first round, if given.
+
+    One fixed output, because the best of three would hide what a task prompt asks for.
+    """
+    embedding = model.encode(model.preprocess(sample.image)[None])
+    found = interact(model, embedding, torch.zeros(1, dtype=torch.long), torch.from_numpy(target)[None], prompt="point", setting="single", rounds=rounds,
+                     task=task or 0, task_rounds="none" if task is None else "first", keep=True)  # fmt: skip
+    return found[-1][2][0].cpu().numpy()
+
+
+def task_rows(sam: Sum, model: Sum, salient: Dataset, entities: Dataset, count: int) -> tuple[list[dict[str, np.ndarray]], list[tuple[int, int]]]:
+    """Rows for `sumlib.pictures.panels` and their clicks (x, y): one click on an object that belongs to a salient group, read as SAM does and by task prompt.
+
+    The first ``count`` images of both data sets whose salient mask holds more than one entity; clicked is the largest of these entities.
+    """
+    rows, points = [], []
+    place = {name: k for k, name in enumerate(entities.names)}
+    for name, whole in zip(salient.names, salient):
+        if len(rows) == count or name not in place:
+            continue
+        parts = entities[place[name]]
+        group = whole.masks[0]
+        inside = [mask for mask in parts.masks if (mask & group).sum() > 0.9 * mask.sum()]
+        if len(inside) < 2:
+            continue
+        clicked = max(inside, key=lambda mask: int(mask.sum()))
+        shown = {"SAM": single_output(sam, whole, clicked), "SUM, no task": single_output(model, whole, clicked), "SUM, salient": single_output(model, whole, clicked, task=1),
+                 "SUM, entity": single_output(model, whole, clicked, task=2)}  # fmt: skip
+        truths = {"truth, salient": group, "truth, entity": clicked}
+        rows.append({"image": whole.image} | {title: overlay(whole.image, mask, ORANGE if title == "SAM" else BLUE) for title, mask in shown.items()}
+                    | {title: overlay(whole.image, mask, GREEN) for title, mask in truths.items()})  # fmt: skip
+        points.append(tuple(first_click(torch.from_numpy(clicked)[None])[0].tolist()))
+    return rows, points
+
+
+def model_rows(models: Mapping[str, tuple[Sum, int | None]], dataset: Dataset, images: Sequence[int]) -> tuple[list[dict[str, np.ndarray]], list[tuple[int, int]]]:
+    """Rows and clicks as `task_rows`: the largest mask of each of ``images`` (numbers), by each of ``models`` {title: (model, task prompt)}, one fixed output, and the truth."""
+    rows, points = [], []
+    for number in images:
+        sample = dataset[number]
+        target = sample.masks[sample.masks.sum((1, 2)).argmax()]
+        row = {f"{dataset.name}": sample.image}
+        for title, (model, task) in models.items():
+            mask = single_output(model, sample, target, task=task)
+            iou = 100 * (mask & target).sum() / (mask | target).sum()
+            row[f"{title}, IoU {iou:.0f}"] = overlay(sample.image, mask, ORANGE if title == "SAM" else BLUE)
+        rows.append(row | {"truth": overlay(sample.image, target, GREEN)})
+        points.append(tuple(first_click(torch.from_numpy(target)[None])[0].tolist()))
+    return rows, points

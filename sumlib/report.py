@@ -28,9 +28,7 @@ class Table:
 
 
 TABLES = {
-    1: Table("Uncertainties and semi-supervised methods at FT-Small, 3 points", "SAM"),
     2: Table("Ablation of SUM at FT-Medium, group averages, 1 and 3 points", "SAM"),
-    4: Table("Semi-supervised consistency with other prompts at FT-Small", "AugSeg Mixed-Prompt"),
     5: Table("Uncertainty-aware sampling, one boundary point", "SUM w/o uncertainty sampling"),
     7: Table("Ablation of SUM at FT-Medium, 1 point", "Vanilla"),
     8: Table("Ablation of SUM at FT-Medium, 3 points", "Vanilla"),
