@@ -23,7 +23,7 @@ MASKS = ("SAM", "refined")
 QUESTIONS = {"boundary": "Is its boundary right?", "coverage": "Does it cover one object or part, all of it and nothing else?"}
 ANSWERS = {f"{side}_{question}": ("yes", "no") for side in "ab" for question in QUESTIONS} | {"better": ("a", "b", "same")}
 """Columns of an answer file besides rater and trial, and the values they take."""
-_SIDE = 320  # pixels of a picture's longer side on the page, at least
+_SIDES = (320, 800)  # pixels of a picture's longer side on the page, at least and at most
 
 
 def choose(labels: PseudoLabels, count: int, generator: np.random.Generator) -> list[tuple[str, int]]:
@@ -53,7 +53,7 @@ def write_study(folder: Path, labels: PseudoLabels, images: Dataset, count: int,
         order = [MASKS[i] for i in generator.permutation(2)]
         pictures = {"SAM": label.masks[k], "refined": label.refined[k]}
         both = pictures["SAM"] | pictures["refined"]
-        trials.append([_png(image, None, both), *(_png(image, pictures[who], both) for who in order)])
+        trials.append([_picture(image, None, both), *(_picture(image, pictures[who], both) for who in order)])
         rows.append((trial, name, k, *order))
     study = hashlib.sha256("".join(source for trial in trials for source in trial).encode()).hexdigest()[:12]
     key = pd.DataFrame(rows, columns=["trial", "image", "mask", "a", "b"])
@@ -64,20 +64,22 @@ def write_study(folder: Path, labels: PseudoLabels, images: Dataset, count: int,
     return key
 
 
-def _png(image: np.ndarray, mask: np.ndarray | None, around: np.ndarray) -> str:
-    """The surroundings of ``around`` enlarged, the mask's outline drawn, as a data URL."""
+def _picture(image: np.ndarray, mask: np.ndarray | None, around: np.ndarray) -> str:
+    """The surroundings of ``around`` at a size to look at, the mask's outline drawn, as a data URL."""
     rows, columns = np.flatnonzero(around.any(1)), np.flatnonzero(around.any(0))
     margin = max(4, (max(rows[-1] - rows[0], columns[-1] - columns[0]) + 1) // 3)
     window = tuple(slice(max(0, line[0] - margin), line[-1] + margin + 1) for line in (rows, columns))
-    part = image[window]
-    scale = max(1, -(-_SIDE // max(part.shape[:2])))
-    picture = np.ascontiguousarray(part.repeat(scale, 0).repeat(scale, 1))
+    part, side = image[window], max(image[window].shape[:2])
+    scale = min(1.0, _SIDES[1] / side) if side >= _SIDES[0] else -(-_SIDES[0] // side)
+    size = tuple(max(1, round(scale * length)) for length in part.shape[1::-1])
+    picture = cv2.resize(np.ascontiguousarray(part), size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_NEAREST)
     if mask is not None:
-        large = np.ascontiguousarray(mask[window].astype(np.uint8).repeat(scale, 0).repeat(scale, 1))
-        contours, _ = cv2.findContours(large, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+        shown = cv2.resize(mask[window].astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)
+        contours, _ = cv2.findContours(shown, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
         cv2.drawContours(picture, contours, -1, (0, 0, 0), 4)
         cv2.drawContours(picture, contours, -1, (255, 235, 60), 2)
-    return "data:image/png;base64," + base64.b64encode(cv2.imencode(".png", picture[..., ::-1])[1].tobytes()).decode("ascii")
+    code = cv2.imencode(".jpg", picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])[1]
+    return "data:image/jpeg;base64," + base64.b64encode(code.tobytes()).decode("ascii")
 
 
 def _page(trials: Sequence[Sequence[str]], study: str) -> str:

@@ -46,7 +46,7 @@ def test_choose_takes_every_image_before_it_takes_one_twice(labels):
 
 def test_page_is_blind_and_complete(folder):
     page, key = (folder / "study.html").read_text(), study.read_key(folder)
-    sources = re.findall(r'src="data:image/png;base64,([^"]+)"', page)
+    sources = re.findall(r'src="data:image/jpeg;base64,([^"]+)"', page)
     assert len(key) == 10 and len(sources) == 3 * len(key)
     bare = re.sub(r"base64,[^\"]+", "", page)
     assert not re.search(r"\bsam\b|refined|sa_", bare, re.IGNORECASE), "the page says which mask is whose"
@@ -59,7 +59,7 @@ def test_page_is_blind_and_complete(folder):
 
 def test_pictures_show_the_masks_of_the_key(folder, labels):
     page, key = (folder / "study.html").read_text(), study.read_key(folder)
-    sources = re.findall(r'src="data:image/png;base64,([^"]+)"', page)
+    sources = re.findall(r'src="data:image/jpeg;base64,([^"]+)"', page)
     images = open_dataset("SA-1B", SAMPLE)
     decode = lambda text: cv2.imdecode(np.frombuffer(base64.b64decode(text), np.uint8), cv2.IMREAD_COLOR)[..., ::-1]  # noqa: E731
     for row, plain, a, b in zip(key.itertuples(), sources[::3], sources[1::3], sources[2::3]):
@@ -67,9 +67,19 @@ def test_pictures_show_the_masks_of_the_key(folder, labels):
         masks = {"SAM": label.masks[row.mask], "refined": label.refined[row.mask]}
         both = masks["SAM"] | masks["refined"]
         for shown, who in ((a, row.a), (b, row.b)):
-            assert f"data:image/png;base64,{shown}" == study._png(image, masks[who], both)
+            assert f"data:image/jpeg;base64,{shown}" == study._picture(image, masks[who], both)
             assert decode(shown).shape == decode(plain).shape and max(decode(shown).shape) >= 320
             assert (decode(shown) != decode(plain)).any()
+
+
+def test_pictures_of_large_images_are_made_smaller_and_show_the_same_outline():
+    image, mask = np.full((1500, 3000, 3), 90, np.uint8), np.zeros((1500, 3000), bool)
+    mask[300:1200, 500:2500] = True
+    plain, drawn = (cv2.imdecode(np.frombuffer(base64.b64decode(study._picture(image, m, mask).split(",")[1]), np.uint8), cv2.IMREAD_COLOR) for m in (None, mask))
+    assert max(plain.shape) == 800 and plain.shape == drawn.shape and len(study._picture(image, mask, mask)) < 100_000
+    rows, columns = np.nonzero(np.abs(plain.astype(int) - drawn).max(-1) > 60)
+    height, width = rows.max() - rows.min(), columns.max() - columns.min()
+    assert width / height == pytest.approx(2000 / 900, rel=0.03)
 
 
 def test_a_study_is_never_overwritten(folder, labels):
