@@ -43,6 +43,18 @@ def test_single_output_is_output_zero_after_the_first_click(models, sets):
     assert panel.single_output(model, sample, target, rounds=2).shape == size
 
 
+@torch.no_grad()
+def test_ranked_output_is_the_one_with_the_largest_predicted_iou(models, sets):
+    sample, model = sets[1][0], models[1]
+    target = sample.masks[0]
+    xy = model.to_input_frame(first_click(torch.from_numpy(target)[None]).float(), target.shape)
+    for task in (None, 1):
+        low, score = model.decode(model.encode(model.preprocess(sample.image)[None]), points=xy[:, None], labels=torch.ones(1, 1),
+                                  tasks=None if task is None else torch.tensor([task]))  # fmt: skip
+        k = 1 + int(score[0, 1:].argmax())
+        assert np.array_equal(panel.ranked_output(model, sample, target, task=task), (model.upscale(low[:, k : k + 1], target.shape) > 0)[0, 0].numpy())
+
+
 def test_task_rows_take_groups_of_several_objects_and_click_the_largest(models, sets):
     rows, points = panel.task_rows(*models, *sets, count=9)
     groups = [k for k, sample in enumerate(sets[0]) if len([m for m in sets[1][k].masks if (m & sample.masks[0]).sum() > 0.9 * m.sum()]) > 1]
