@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from test_data import as_set
 
 from sumlib.data.additional import ADDITIONAL, CITYSCAPES_IGNORED, open_additional
 from sumlib.data.coco import decode
@@ -14,10 +15,6 @@ from sumlib.data.images import BadSampleError
 from sumlib.data.micro_additional import SCENES, SETS, _outlines, classes, scenes, write_additional
 from sumlib.paths import SAMPLE
 from sumlib.report import paper_tables
-
-
-def as_set(masks) -> set[bytes]:
-    return {np.packbits(mask).tobytes() for mask in masks}
 
 
 def expected(name: str, scene) -> list[np.ndarray]:
