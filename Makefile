@@ -32,7 +32,7 @@ $(STAMP): requirements.lock pyproject.toml
 	if $$python -m pip --version >/dev/null 2>&1; then pip="$$python -m pip"; \
 	else pip="$(PYTHON) -m pip --python $$python"; fi; \
 	uv=$$(command -v uv) || { $$pip install --quiet uv && uv=$(VENV)/bin/uv; } || uv=false; \
-	{ $$uv pip install --quiet --python $$python --require-hashes -r requirements.lock \
+	{ $$uv pip install --quiet --compile-bytecode --python $$python --require-hashes -r requirements.lock \
 	  && $$uv pip install --quiet --python $$python --no-deps -e .; } \
 	|| { echo "note: not installed by uv, trying pip (slower)" >&2; \
 	  $$pip install --quiet --require-hashes -r requirements.lock \

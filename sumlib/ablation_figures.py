@@ -1,4 +1,9 @@
-"""Figures of schemes and settings: what a lightweight scheme forgets, and what theta does (Figure 16). In the style of `sumlib.figures`."""
+"""Figures of schemes and settings: what a lightweight scheme forgets, what theta does (Figure 16), other refinement modules (Figures 7 and 8).
+
+In the style of `sumlib.figures`.
+"""
+
+from collections.abc import Sequence
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -60,4 +65,28 @@ def theta_figure(scores: pd.DataFrame) -> Figure:
         axes.set(xticks=list(thetas), xlabel="θ")
     grid[0, 0].legend(frameon=False, fontsize=7)
     figure.suptitle("Figure 16. The threshold θ of the uncertainty-aware dice loss", x=0.01, ha="left", fontsize=10.5, fontweight="bold")
+    return figure
+
+
+@styled
+def variants_figure(changed: pd.DataFrame, titles: Sequence[str], heading: str) -> Figure:
+    """Figures 7 and 8: what each refinement module changes in SAM's masks, with 95 % intervals; ``changed`` from `refinement.changes`, ``titles`` its names to show."""
+    rows = changed.set_index(["metric", "task", "name"])
+    figure = new_figure(9.2, 1.0 + 0.5 * len(titles))
+    grid = figure.subplots(len(METRICS), len(GROUPS), sharey=True)
+    for line, metric in zip(grid, METRICS):
+        for axes, task in zip(line, GROUPS):
+            axes.axvline(0, color="#222222", linewidth=0.8)
+            for y, title in enumerate(titles):
+                row = rows.loc[(metric, task, title)]
+                colour = "#0072B2" if title == titles[-1] else "#8A8A8A"
+                axes.barh(y, row["difference"], color=colour, height=0.62)
+                axes.errorbar(row["difference"], y, xerr=[[row["difference"] - row["low"]], [row["high"] - row["difference"]]], color="#222222", linewidth=0.9, capsize=2)
+            axes.set(yticks=range(len(titles)), yticklabels=titles, ylim=(len(titles) - 0.4, -0.6))
+            axes.grid(axis="x")
+            axes.grid(False, axis="y")
+            if metric == "mIoU":
+                axes.set_title(GROUP_TITLES[task], fontweight="bold")
+            axes.set_xlabel(f"{metric}: difference to SAM")
+    figure.suptitle(heading, x=0.01, ha="left", fontsize=10.5, fontweight="bold")
     return figure

@@ -8,7 +8,7 @@ models: `runs` (fine-tuned) and `baselines` (evaluated only). The profile is, in
 import difflib
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
@@ -24,6 +24,9 @@ Fraction = Annotated[float, Range(0, 1)]
 Positive = Annotated[float, Range(0, above=True)]
 NonNegative = Annotated[float, Range(0)]
 Budget = Annotated[str, OneOf(("small", "medium", "large"))]
+Backbone = Annotated[str, OneOf(("vit_h", "vit_l", "vit_b"))]
+LABELLERS = ("sam", "vit_l", "vit_b", "sum")
+"""Who makes pseudo-labels and maps: SAM, SAM with another backbone, or SUM, fine-tuned at FT-Medium (self-training)."""
 TRAIN_SETS = {"none": "none", "small": "FT-Small", "medium": "FT-Medium", "large": "FT-Large"}
 
 
@@ -31,12 +34,22 @@ TRAIN_SETS = {"none": "none", "small": "FT-Small", "medium": "FT-Medium", "large
 class ModelConfig:
     """The foundation model that everything starts from."""
 
-    type: Annotated[str, OneOf(("micro", "vit_b", "vit_l", "vit_h"))]
+    type: Annotated[str, OneOf(("micro", "micro_l", "micro_b", "vit_b", "vit_l", "vit_h"))]
     """Architecture, a name that `sumlib.model.load_sam` knows."""
     checkpoint: str
     """Weights, .safetensors or .pth; relative to the data root, or absolute."""
     sha256: str | None
     """Expected SHA-256 of the checkpoint in hex; null: not checked."""
+
+
+@dataclass(frozen=True)
+class BackbonesConfig:
+    """The foundation models with other image encoders; `ModelConfig` is the one that stands for ViT-H."""
+
+    vit_l: ModelConfig
+    """Stands for ViT-L."""
+    vit_b: ModelConfig
+    """Stands for ViT-B."""
 
 
 @dataclass(frozen=True)
@@ -200,17 +213,31 @@ class RunConfig:
     HQ-SAM's head alone, by its recipe: one prompt of random kind, no rounds."""
     theta: Fraction | None = None
     """Certainty above which a pixel counts in the dice loss, if not `finetune.theta`."""
-    uncertainty: Annotated[str, OneOf(("refinement", "confidence", "discrepancy"))] = "refinement"
-    """What the certainty of pseudo-labels comes from: the refined masks, SAM's own logits, or how far student and EMA teacher agree."""
+    uncertainty: Annotated[str, OneOf(("refinement", "confidence", "discrepancy", "two-decoders"))] = "refinement"
+    """What the certainty of pseudo-labels comes from: the refined masks, SAM's own logits, or how far student and EMA teacher, or two decoders, agree."""
     consistency: Annotated[str, OneOf(("none", "mixed", "mixed-multi", "box", "uniform-point"))] = "none"
-    """AugSeg: instead of pseudo-labels the masks of an EMA teacher, for prompts of that kind; "mixed-multi" over all rounds, else over one."""
+    """AugSeg: the masks of an EMA teacher, for prompts of that kind; "mixed-multi" over all rounds, else over one. They stand in for the pseudo-labels,
+    or, with `uncertainty_loss`, beside them, half of the weight each."""
     contrast: NonNegative = 0.0
     """Weight of U2PL's contrastive loss."""
+    backbone: Backbone = "vit_h"
+    """Foundation model that it starts from, or that a baseline is."""
+    pseudo_labels: str = ""
+    """File of pseudo-labels and maps, `label_name` of the budget and of who made them; empty: none is read."""
 
     @property
     def train_set(self) -> str:
         """The paper's name of the fine-tuning set: none, FT-Small, FT-Medium or FT-Large."""
         return TRAIN_SETS[self.budget]
+
+
+def label_name(budget: str, labeller: str) -> str:
+    """Name of the files of a labeller's masks with the maps of a budget's refinement module.
+
+    >>> label_name("medium", "sam"), label_name("medium", "vit_b")
+    ('medium', 'medium-vit_b')
+    """
+    return budget if labeller == "sam" else f"{budget}-{labeller}"
 
 
 @dataclass(frozen=True)
@@ -219,6 +246,7 @@ class Config:
 
     profile: str
     model: ModelConfig
+    backbones: BackbonesConfig
     data: DataConfig
     refine: RefineConfig
     pseudo_label: PseudoLabelConfig
@@ -243,6 +271,10 @@ class Config:
             near = difflib.get_close_matches(str(name), self.runs, n=3, cutoff=0.3) or sorted(self.runs)
             raise ConfigError(f"no run {name!r} in {PARAMS.name}; the nearest are: {', '.join(near)}")
         return self.runs[name]
+
+    def with_backbone(self, backbone: str) -> "Config":
+        """The same with another foundation model: "vit_l", "vit_b"; "vit_h" (and the labellers "sam" and "sum") is the one it has."""
+        return replace(self, model=getattr(self.backbones, backbone)) if backbone in ("vit_l", "vit_b") else self
 
     def images_per_iteration(self, run: RunConfig) -> tuple[int, int]:
         """(human, unlabeled) images in a step: `finetune.images` split by the ratio of the run's budget.
@@ -320,11 +352,24 @@ def _runs(reader: Reader, entries: Any, where: str) -> dict[str, RunConfig]:
     for name, run in runs.items():
         if (run.budget == "none") != (where == "baselines"):
             reader.fail(f"{where}.{name}.budget is {run.budget!r}; allowed: none for a baseline, a budget for a run")
-        for key, off in (("uncertainty_loss", False), ("uncertainty_sampling", False), ("labels", "sam"), ("theta", None), ("uncertainty", "refinement"), ("consistency", "none"),
-                             ("contrast", 0.0)):
-            if not run.unlabeled and getattr(run, key) != off:
-                reader.fail(f"{where}.{name}.{key} is {getattr(run, key)!r}; allowed: {off!r} while unlabeled is false")
-        for key, off in (("uncertainty_loss", False), ("uncertainty_sampling", False), ("labels", "sam"), ("contrast", 0.0)):
-            if run.consistency != "none" and getattr(run, key) != off:
-                reader.fail(f"{where}.{name}.{key} is {getattr(run, key)!r}; allowed: {off!r} with consistency, whose masks have no certainty")
+        named = f"{where}.{name}"
+        known = [label_name(run.budget, labeller) for labeller in LABELLERS]
+        if run.unlabeled and run.pseudo_labels not in known:
+            reader.fail(f"{named}.pseudo_labels is {run.pseudo_labels!r}; allowed with budget {run.budget}: one of {', '.join(known)}")
+        for condition, when, settings in _MEANINGLESS:
+            for key, off in settings.items():
+                if when(run) and getattr(run, key) != off:
+                    reader.fail(f"{named}.{key} is {getattr(run, key)!r}; allowed: {off!r} {condition}")
     return runs
+
+
+_MEANINGLESS = (
+    ("while unlabeled is false", lambda run: not run.unlabeled,
+     {"uncertainty_loss": False, "uncertainty_sampling": False, "labels": "sam", "theta": None, "uncertainty": "refinement", "consistency": "none", "contrast": 0.0}),
+    ("with consistency alone, whose masks have no certainty", lambda run: run.consistency != "none" and not run.uncertainty_loss,
+     {"uncertainty_sampling": False, "labels": "sam", "contrast": 0.0}),
+    ("with consistency", lambda run: run.consistency != "none", {"uncertainty": "refinement"}),
+    ("with tuning hq, which trains on one prompt", lambda run: run.tuning == "hq" and run.uncertainty != "confidence",
+     {"uncertainty": "refinement", "consistency": "none", "contrast": 0.0}),
+)  # fmt: skip
+"""Combinations of a run's settings that mean nothing: (why, when, what the settings must be)."""

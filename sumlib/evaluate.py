@@ -113,10 +113,10 @@ def interact(
 
     ``embedding`` (B, C, h, w), ``image`` (N,) index into it, ``target`` (N, H, W) bool at the original size. In the oracle
     setting a first round's best of three outputs, by IoU with the target, is taken and shown to the model again; in the
-    single setting output 0. ``task_rounds``: "none", "first" or "continuous".
+    single setting output 0, in the ranked one the output of three whose IoU the model predicts to be the largest. ``task_rounds``: "none", "first" or "continuous".
     """
-    if prompt not in ("point", "box", "boundary-point") or setting not in ("oracle", "single"):
-        raise ValueError(f"no first prompt {prompt!r} or setting {setting!r}; known are point, box, boundary-point; oracle, single")
+    if prompt not in ("point", "box", "boundary-point") or setting not in ("oracle", "single", "ranked"):
+        raise ValueError(f"no first prompt {prompt!r} or setting {setting!r}; known are point, box, boundary-point; oracle, single, ranked")
     n, size, device = len(target), target.shape[1:], embedding.device
     own, target = embedding[image.to(device)], target.to(device)
     if prompt == "box":
@@ -129,12 +129,12 @@ def interact(
     previous, results, rows = None, [], torch.arange(n, device=device)
     for number in range(rounds):
         given = task_rounds == "continuous" or (task_rounds == "first" and number == 0)
-        low, _ = model.decode_codes(own, xy, codes, mask_inputs=previous, tasks=torch.full((n,), task, device=device) if given else None)
-        low = low[:, 1:] if number == 0 and setting == "oracle" else low[:, :1]
+        low, score = model.decode_codes(own, xy, codes, mask_inputs=previous, tasks=torch.full((n,), task, device=device) if given else None)
+        low, score = (low[:, 1:], score[:, 1:]) if number == 0 and setting != "single" else (low[:, :1], score[:, :1])
         masks = model.upscale(low, size) > 0  # (N, K, H, W)
         k = masks.shape[1]
         iou = mask_iou(masks.flatten(0, 1), target.repeat_interleave(k, 0)).view(n, k)
-        best = iou.argmax(1)
+        best = (score if setting == "ranked" else iou).argmax(1)
         mask, previous = masks[rows, best], low[rows, best][:, None]
         results.append((iou[rows, best], boundary_iou(mask, target), *([mask] if keep else [])))
         if number + 1 < rounds:

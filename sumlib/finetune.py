@@ -4,7 +4,7 @@ The same step trains every model of the comparison; a `RunConfig` says which los
 uses. All of them see the same number of prompts an iteration.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -23,10 +23,10 @@ from sumlib.hq import PROMPTS, noised_mask
 from sumlib.losses import dice_loss, focal_loss
 from sumlib.masks import framed, jittered_boxes
 from sumlib.metrics import mask_iou
-from sumlib.model import Sum, best_device, load_sam
+from sumlib.model import Sum, best_device, decoder_copy, load_sam
 from sumlib.pseudo import PseudoLabels
 from sumlib.sampler import sample_point
-from sumlib.teacher import Teacher, consistency_prompts, strong_view
+from sumlib.teacher import Teacher, box_probability, strong_view
 from sumlib.train import Schedule, fingerprint, fit
 from sumlib.tuning import finish, parameter_groups, prepare
 
@@ -124,11 +124,16 @@ def collate(parts: Sequence[Batch]) -> Batch:
                                  for name in ("pixels", "target", "certainty", "backup", "task")})  # fmt: skip
 
 
-def _first_prompt(batch: Batch, weight: Tensor | None, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Round 1: a box or a random positive point, 50/50; (N, 2, 2) x, y and (N, 2) codes of `Sum.decode_codes`."""
+def _first_prompt(batch: Batch, weight: Tensor | None, generator: torch.Generator, kind: str = "mixed") -> tuple[Tensor, Tensor]:
+    """Round 1: (N, 2, 2) x, y and (N, 2) codes of `Sum.decode_codes`.
+
+    ``kind`` "mixed": a box or a random positive point, 50/50 (METHOD section 5); "box"; "uniform-point": a point anywhere in the image.
+    """
     n, device = len(batch.target), batch.target.device
-    boxed = (torch.rand(n, generator=generator) < 0.5).to(device)
-    point, found = sample_point(batch.target, weight, generator=generator)
+    share = {"box": 1.0, "uniform-point": 0.0}.get(kind, 0.5)
+    boxed = (torch.rand(n, generator=generator) < share).to(device)
+    region = (batch.pixels != 0).any(1)[batch.image] if kind == "uniform-point" else batch.target  # padding is exactly zero
+    point, found = sample_point(region, weight, generator=generator)
     point = torch.where((found | (batch.backup[:, 0] < 0))[:, None], point.float(), batch.backup)
     corners = jittered_boxes(batch.target, generator).view(n, 2, 2)
     xy = torch.where(boxed[:, None, None], corners, torch.stack([point, torch.zeros_like(point)], 1))
@@ -160,19 +165,23 @@ def mask_losses(logits: Tensor, batch: Batch, certainty: Tensor | None, config: 
 def interactive_step(
     model: Sum, batch: Batch, run: RunConfig, config: FinetuneConfig, generator: torch.Generator, share: float = 1.0, *,
     rounds: int | None = None, first: tuple[Tensor, Tensor] | None = None, mask_input: Tensor | None = None,
+    judge: Callable[[Tensor], Tensor] | None = None,
 ) -> dict[str, float]:  # fmt: skip
     """One batch through all rounds, back-propagated round by round; returns ``share`` times the mean losses of the first and last round.
 
     ``rounds``, ``first`` prompts (N, P, 2), (N, P) and a first ``mask_input`` (N, 1, 4h, 4w) other than the configuration's, if given.
+    ``judge`` gives the certainty (N, S, S) from the image embedding (B, C, h, w), where it is not known before.
 
     A single prompt (round 1) gets the three masks, of which only the best one is trained; later rounds get one mask.
     The decoder's graph of a round is freed before the next one starts; the encoder is back-propagated once.
     """
-    certainty = batch.certainty if run.uncertainty_loss else None
-    weight = batch.certainty if run.uncertainty_sampling else None
-    size, rows = batch.pixels.shape[-1], torch.arange(len(batch.target), device=batch.target.device)
+    size, rows = batch.target.shape[-1], torch.arange(len(batch.target), device=batch.target.device)
     with torch.autocast(batch.pixels.device.type, torch.bfloat16, enabled=config.bf16):
         embedding = model.encode(batch.pixels).float()
+    if judge:
+        batch = replace(batch, certainty=judge(embedding.detach()))
+    certainty = batch.certainty if run.uncertainty_loss else None
+    weight = batch.certainty if run.uncertainty_sampling else None
     leaf = embedding.detach().requires_grad_()  # index_select below: the gradient of leaf[...] adds in an order that varies with threads
     if run.contrast:
         _add_contrast(leaf, batch, run, config, generator, share)
@@ -211,7 +220,7 @@ def consistency_step(
     model: Sum, teacher: Teacher, batch: Batch, run: RunConfig, config: FinetuneConfig, generator: torch.Generator, share: float
 ) -> dict[str, float]:
     """AugSeg on unlabeled images: the teacher's masks on the images as they are, learnt by the student on a strong view of them."""
-    xy, codes = consistency_prompts(run.consistency, batch.pixels, batch.image, batch.target, generator)
+    xy, codes = _first_prompt(batch, None, generator, run.consistency)
     target = teacher.predict(batch.pixels, batch.image, xy, codes, config.bf16)
     lesson = replace(batch, pixels=strong_view(batch.pixels, generator), target=target, certainty=torch.ones_like(batch.certainty))
     rounds = config.rounds if run.consistency == "mixed-multi" else 1
@@ -238,7 +247,7 @@ def hq_step(model: Sum, batch: Batch, run: RunConfig, config: FinetuneConfig, ge
 
 
 def sources(config: Config, run: RunConfig, labels: Path | None) -> tuple[HumanSource, PseudoSource | None]:
-    """The data of a run; ``labels`` is the Parquet file of its budget's pseudo-labels."""
+    """The data of a run; ``labels`` is the Parquet file of its pseudo-labels."""
     human = HumanSource([open_dataset(name, config.data_root) for name in config.data.human[run.budget]])
     if not run.unlabeled:
         return human, None
@@ -248,19 +257,43 @@ def sources(config: Config, run: RunConfig, labels: Path | None) -> tuple[HumanS
 
 def _start(config: Config, run: RunConfig) -> Sum:
     """The foundation model, with an HQ head whose weights the run's seed draws if it trains one."""
+    config = config.with_backbone(run.backbone)
     sam = load_sam(config.model.type, config.checkpoint, sha256=config.model.sha256)
     with torch.random.fork_rng(devices=[]):  # segment-anything's modules draw their first weights from the global generator
         torch.manual_seed(run.seed)
         return Sum(sam, hq=run.tuning == "hq")
 
 
-def _with_agreement(model: Sum, teacher: Teacher, batch: Batch, config: FinetuneConfig) -> Batch:
-    """The batch with the certainty of its pseudo-labels from student and teacher."""
+def _agreement_step(
+    model: Sum, other: Teacher | Sum, batch: Batch, run: RunConfig, config: FinetuneConfig, generator: torch.Generator, share: float
+) -> dict[str, float]:
+    """`interactive_step` with the certainty of pseudo-labels from two predictions for their box.
+
+    The ``other`` one is an EMA teacher's, or a second decoder's (`model.decoder_copy`), which starts as the same and learns from prompts of its own.
+    """
     made = batch.backup[:, 0] >= 0
-    certainty = batch.certainty.clone()
-    if made.any():
-        certainty[made] = teacher.agreement(model, batch.pixels, batch.image[made], batch.target[made], config.bf16)
-    return replace(batch, certainty=certainty)
+
+    def judge(embedding: Tensor) -> Tensor:
+        certainty, image, target = batch.certainty.clone(), batch.image[made], batch.target[made]
+        if made.any() and isinstance(other, Teacher):
+            certainty[made] = other.agreement(model, embedding, batch.pixels, image, target, config.bf16)
+        elif made.any():
+            certainty[made] = 1 - (box_probability(model, embedding, image, target, config.bf16) - box_probability(other, embedding, image, target, config.bf16)).abs()
+        if not isinstance(other, Teacher):
+            plain = replace(run, uncertainty_loss=False, uncertainty_sampling=False, task_prompt="none", contrast=0.0)
+            interactive_step(other, replace(batch, pixels=embedding), plain, config, generator, share, rounds=1)
+        return certainty
+
+    return interactive_step(model, batch, run, config, generator, share, judge=judge)
+
+
+def _other(model: Sum, run: RunConfig, config: FinetuneConfig, groups: list[dict]) -> Teacher | Sum | None:
+    """The model that a run needs beside the one in training, if any; a second decoder is added to the optimiser's ``groups``."""
+    if run.uncertainty == "two-decoders":
+        twin = decoder_copy(model)
+        groups.append({"params": [p for part in (twin.sam.prompt_encoder, twin.sam.mask_decoder) for p in part.parameters()], "lr": config.lr, "weight_decay": 0.0})
+        return twin.requires_grad_(True)
+    return Teacher(model, config.ema) if run.consistency != "none" or run.uncertainty == "discrepancy" else None
 
 
 def finetune(config: Config, run: RunConfig, labels: Path | None, *, resume: Path | None = None) -> tuple[Sum, pd.DataFrame]:
@@ -278,30 +311,31 @@ def finetune(config: Config, run: RunConfig, labels: Path | None, *, resume: Pat
     total = sum(prompts for _, prompts in plan)
     workers = settings.workers if device.type == "cpu" else 1
     groups = parameter_groups(model, settings, run.task_prompt != "none", run.tuning)
+    other = _other(model, run, settings, groups)
     optimiser = torch.optim.AdamW(groups, lr=settings.lr)
-
-    teacher = Teacher(model, settings.ema).to(device) if run.consistency != "none" or run.uncertainty == "discrepancy" else None
+    learn = {"discrepancy": _agreement_step, "two-decoders": _agreement_step}.get(run.uncertainty, hq_step if run.tuning == "hq" else interactive_step)
+    learn = partial(learn, other=other) if learn is _agreement_step else learn
 
     def step(generator: torch.Generator, worker: int) -> dict[str, float]:
         drawn = [(source, source.draw(model, prompts, generator)) for source, prompts in plan[worker::workers]]
-        share = lambda batch: len(batch.target) * workers / total  # noqa: E731  the workers' mean shall be the mean over all prompts
-        if teacher:
-            teacher.follow(model)
-        if run.consistency == "none":
-            batch = collate([part for _, part in drawn]).to(device)
-            if run.uncertainty == "discrepancy":
-                batch = _with_agreement(model, teacher, batch, settings)
-            return (hq_step if run.tuning == "hq" else interactive_step)(model, batch, run, settings, generator, share(batch))
+        if isinstance(other, Teacher):
+            other.follow(model)
+        lessons = [(learn, drawn, 1.0)]
+        if run.consistency != "none":
+            made = [part for part in drawn if part[0] is unlabeled]
+            lessons = [(learn, [part for part in drawn if part[0] is human], 1.0), (partial(consistency_step, teacher=other), made, 0.5 if run.uncertainty_loss else 1.0)]
+            lessons += [(learn, made, 0.5)] if run.uncertainty_loss else []
         losses = []
-        for source, learn in ((human, interactive_step), (unlabeled, partial(consistency_step, teacher=teacher))):
-            if parts := [part for owner, part in drawn if owner is source]:
-                batch = collate(parts).to(device)
-                losses.append(learn(model, batch=batch, run=run, config=settings, generator=generator, share=share(batch)))
+        for lesson, parts, weight in lessons:
+            if parts:
+                batch = collate([part for _, part in parts]).to(device)
+                share = weight * len(batch.target) * workers / total  # the workers' mean shall be the mean over all prompts
+                losses.append(lesson(model, batch=batch, run=run, config=settings, generator=generator, share=share))
         return {key: sum(row[key] for row in losses) for key in losses[0]}
 
-    mark = fingerprint(settings.__dict__, run.__dict__, config.checkpoint, *([labels] if run.unlabeled else []), len(human))
+    mark = fingerprint(settings.__dict__, run.__dict__, config.with_backbone(run.backbone).checkpoint, *([labels] if run.unlabeled else []), len(human))
     schedule = Schedule(settings.iterations, settings.warmup)
-    whole = model if teacher is None else nn.ModuleList([model, teacher])  # what a checkpoint must hold
+    whole = model if other is None else nn.ModuleList([model, other])  # what a checkpoint must hold
     log = fit(step, whole, optimiser, schedule, seed=run.seed, clip=settings.clip, resume=resume, mark=mark,
               every=settings.checkpoint_every, title=run.name, workers=workers)  # fmt: skip
     finish(model)

@@ -13,9 +13,10 @@ import argparse
 import json
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,7 @@ from sumlib.data.world import SIZE, coarse, make_scene
 from sumlib.losses import focal_loss
 from sumlib.masks import jittered_boxes
 from sumlib.metrics import mask_iou
-from sumlib.model import Sum, build_sam_micro, save_sam
+from sumlib.model import MICRO_DEPTHS, Sum, build_sam_micro, save_sam
 from sumlib.parallel import average_gradients, together
 from sumlib.sampler import first_click, next_click, sample_point
 
@@ -45,6 +46,8 @@ Example = tuple[np.ndarray, np.ndarray, str]
 class FoundationConfig:
     """How the shipped checkpoint was made."""
 
+    type: str = "micro"
+    """Architecture, one of the micro ones of `sumlib.model.MODEL_TYPES`."""
     scenes: int = 20000
     iterations: int = 2400
     dense_only: float = 0.15
@@ -193,7 +196,8 @@ class Batches:
                 "mask": torch.tensor(number), "level": torch.tensor(level), "exact": tensor(np.concatenate(exact))}  # fmt: skip
 
 
-def _normalise(model: Sum, images: Tensor) -> Tensor:
+def normalise(model: Sum, images: Tensor) -> Tensor:
+    """Images (B, H, W, 3) uint8 -> the encoder's input (B, 3, H, W)."""
     return model.sam.preprocess(images.permute(0, 3, 1, 2).float())
 
 
@@ -313,7 +317,7 @@ def gate(model: Sum, examples: Iterable[Example], rounds: int = 6) -> dict[str, 
     scores: dict[str, list] = {}
     for image, masks, level in examples:
         target = torch.from_numpy(masks)
-        each = model.encode(_normalise(model, torch.tensor(image)[None])).expand(len(target), -1, -1, -1)
+        each = model.encode(normalise(model, torch.tensor(image)[None])).expand(len(target), -1, -1, -1)
         points, labels = first_click(target)[:, None], torch.ones(len(target), 1, dtype=torch.long)
         previous, rows = None, []
         for step in range(rounds):
@@ -336,7 +340,7 @@ class Pretraining:
     def __init__(self, config: FoundationConfig, rank: int, bf16: bool):
         torch.manual_seed(config.seed)  # initialisation of segment-anything's modules draws from the global generator
         self.config, self.rank, self.bf16, self.step = config, rank, bf16, 0
-        self.model = Sum(build_sam_micro())
+        self.model = Sum(build_sam_micro(depth=MICRO_DEPTHS[config.type]))
         self.heads = DenseHeads(self.model.sam.prompt_encoder.embed_dim)
         decay = [p for p in self.parameters() if p.dim() > 1]
         other = [p for p in self.parameters() if p.dim() <= 1]
@@ -358,6 +362,10 @@ class Pretraining:
         self.heads.load_state_dict(state["heads"])
         self.optimiser.load_state_dict(state["optimiser"])
 
+    def side_loss(self, embedding: Tensor, batch: dict, generator: torch.Generator) -> Tensor:
+        """What the encoder is taught beside the masks, alone at first."""
+        return dense_loss(self.model, self.heads, embedding, batch, generator)
+
     def iterate(self, store: Store) -> float:
         """One iteration; its randomness depends on the seed and the step alone."""
         c = self.config
@@ -368,9 +376,9 @@ class Pretraining:
         dense = self.step < int(c.dense_only * c.iterations)
         batch = Batches(store, seed).draw(c.images // c.workers * (2 if dense else 1), c.prompts)
         with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
-            embedding = self.model.encode(_normalise(self.model, batch["images"])).float()
+            embedding = self.model.encode(normalise(self.model, batch["images"])).float()
         leaf = embedding.detach().requires_grad_()
-        loss = dense_loss(self.model, self.heads, leaf, batch, generator)
+        loss = self.side_loss(leaf, batch, generator)
         (loss if dense else 0.5 * loss).backward()
         value = loss.item()
         if not dense:
@@ -386,8 +394,9 @@ class Pretraining:
         return value
 
 
-def _worker(rank: int, config: FoundationConfig, out: Path, store: Store, held_out: Store, bf16: bool, every: int) -> None:
-    state = Pretraining(config, rank, bf16)
+def _worker(rank: int, make: Callable[[int], Pretraining], out: Path, store: Store, held_out: Store, every: int) -> None:
+    state = make(rank)
+    config = state.config
     if (out / "last.pt").exists():
         state.load(out / "last.pt")
     losses, started = [], time.time()
@@ -404,12 +413,18 @@ def _worker(rank: int, config: FoundationConfig, out: Path, store: Store, held_o
         losses = []
 
 
-def pretrain(config: FoundationConfig, out: Path, *, bf16: bool = True, every: int = 250, held_out: int = 60) -> Sum:
-    """Train, or resume, in ``config.workers`` processes; keeps the last state and a log of the gate, on ``held_out`` scenes, in ``out``."""
+def pretrain(
+    config: FoundationConfig, out: Path, *, bf16: bool = True, every: int = 250, held_out: int = 60, kind: Callable[..., Pretraining] = Pretraining,
+) -> Sum:  # fmt: skip
+    """Train, or resume, in ``config.workers`` processes; keeps the last state and a log of the gate, on ``held_out`` scenes, in ``out``.
+
+    ``kind(config, rank, bf16)`` makes each worker's state.
+    """
     out.mkdir(parents=True, exist_ok=True)
     store, others = make_store(config.scenes, seed=config.seed + 1), make_store(held_out, seed=config.seed + 999)
-    together(_worker, config.workers, config, out, store, others, bf16, every)
-    state = Pretraining(config, 0, bf16)
+    make = partial(kind, config, bf16=bf16)
+    together(_worker, config.workers, make, out, store, others, every)
+    state = make(0)
     state.load(out / "last.pt")
     return state.model
 

@@ -7,6 +7,7 @@ decodes prompts of several images in one batch (SAM's `MaskDecoder.forward` take
 import hashlib
 import json
 import os
+from copy import deepcopy
 from functools import cache, partial
 from pathlib import Path
 
@@ -28,7 +29,9 @@ NUM_TASKS = 4
 """0 unspecified, 1 salient object, 2 entity, 3 part."""
 OFFICIAL = {"vit_b": "sam_vit_b_01ec64.pth", "vit_l": "sam_vit_l_0b3195.pth", "vit_h": "sam_vit_h_4b8939.pth"}
 """SAM's own checkpoints, under https://dl.fbaipublicfiles.com/segment_anything/."""
-MODEL_TYPES = ("micro", *OFFICIAL)
+MICRO_DEPTHS = {"micro": 6, "micro_l": 4, "micro_b": 2}
+"""Blocks of the image encoder of the micro models, which stand for ViT-H, ViT-L and ViT-B."""
+MODEL_TYPES = (*MICRO_DEPTHS, *OFFICIAL)
 
 
 class CheckpointError(ValueError):
@@ -55,7 +58,7 @@ class ConvStem(nn.Module):
 
 
 def build_sam_micro(size: int = 64, patch: int = 4, width: int = 128, depth: int = 6, heads: int = 4, channels: int = 128) -> Sam:
-    """A SAM of 1.94 M parameters for ``size`` x ``size`` images, from `segment-anything`'s classes.
+    """A SAM of 1.94 M parameters (with ``depth`` 6) for ``size`` x ``size`` images, from `segment-anything`'s classes.
 
     Its embedding is (channels, size / patch, size / patch) and its mask logits are (size, size) for ``patch`` 4, so that
     strokes one pixel wide can be told apart.
@@ -230,10 +233,35 @@ class Sum(nn.Module):
         return hidden, decoder.output_upscaling(source.transpose(1, 2).reshape(embeddings.shape))
 
 
+def build_like(sam: Sam) -> Sam:
+    """A SAM of the same architecture with fresh weights.
+
+    Raises ValueError if it is none of `MODEL_TYPES`.
+    """
+    shapes = _plain(_shapes(sam.state_dict()))
+    for model_type in MODEL_TYPES:
+        if shapes == _sam_shapes(model_type):
+            return _build(model_type)
+    raise ValueError(_kind(shapes))
+
+
+def decoder_copy(model: Sum) -> Sum:
+    """A copy of a model's prompt encoder and mask decoder alone, with its task prompt; its ``encode`` hands embeddings through."""
+    sam = model.sam
+    copy = Sum(Sam(nn.Identity(), deepcopy(sam.prompt_encoder), deepcopy(sam.mask_decoder)))
+    copy.task_prompt = deepcopy(model.task_prompt)
+    return copy
+
+
 class SumPredictor(SamPredictor):
-    """SAM's predictor with the task prompt: ``predict(..., task=1)``. Everything else is as in `SamPredictor`."""
+    """SAM's predictor with the task prompt: ``predict(..., task=1)``. Everything else is as in `SamPredictor`.
+
+    Raises ValueError for a model in HQ-SAM's architecture, which `SamPredictor` can not run: use `Sum.encode` and `Sum.decode`.
+    """
 
     def __init__(self, model: Sum):
+        if model.hq:
+            raise ValueError("SumPredictor runs models in SAM's architecture; one in HQ-SAM's is used through Sum.encode and Sum.decode")
         super().__init__(model.sam)
         self.task_prompt = model.task_prompt
 
@@ -264,7 +292,7 @@ def load_sam(model_type: str, checkpoint: str | Path | None = None, *, sha256: s
     """A SAM in evaluation mode, on the CPU, float32.
 
     Args:
-        model_type: "micro", "vit_b", "vit_l" or "vit_h".
+        model_type: one of `MODEL_TYPES`.
         checkpoint: weights, ``.safetensors`` or ``.pth`` (SAM's own files); None gives random ones.
         sha256: what the file's SHA-256 must be, in hex; None: not checked.
 
@@ -325,11 +353,11 @@ def read_metadata(path: str | Path) -> dict:
 def _build(model_type: str) -> Sam:
     if model_type not in MODEL_TYPES:
         raise ValueError(f"unknown model_type {model_type!r}; known are {', '.join(MODEL_TYPES)}")
-    return build_sam_micro() if model_type == "micro" else sam_model_registry[model_type]()
+    return build_sam_micro(depth=MICRO_DEPTHS[model_type]) if model_type in MICRO_DEPTHS else sam_model_registry[model_type]()
 
 
 def _remedy(model_type: str) -> str:
-    if model_type == "micro":
+    if model_type in MICRO_DEPTHS:
         return "restore the one that ships with `dvc repro data.dvc`, or rebuild it with notebooks/foundation.ipynb"
     return f"download it (again) from https://dl.fbaipublicfiles.com/segment_anything/{OFFICIAL[model_type]}"
 

@@ -41,27 +41,16 @@ def panel_rows(config: Config, run: RunConfig, weights: Path, refiner: Path) -> 
 
 
 @torch.no_grad()
-def single_output(model: Sum, sample: Sample, target: np.ndarray, *, task: int | None = None, rounds: int = 1) -> np.ndarray:
-    """The mask (H, W) bool that output 0 gives for ``target`` (H, W) bool after ``rounds`` clicks; with the task prompt ``task`` in the first round, if given.
+def one_output(model: Sum, sample: Sample, target: np.ndarray, setting: str, *, task: int | None = None) -> np.ndarray:
+    """The mask (H, W) bool for one click on ``target`` (H, W) bool, with the task prompt ``task``, if given.
 
-    One fixed output, as the paper compares with HQ-SAM. A task prompt is trained on the three outputs of the first round: `ranked_output` shows it.
+    ``setting`` of `evaluate.interact`: "single", one fixed output, as the paper compares with HQ-SAM; or "ranked", the one that the model
+    ranks first, since a task prompt is trained on the three outputs of the first round.
     """
     embedding = model.encode(model.preprocess(sample.image)[None])
-    found = interact(model, embedding, torch.zeros(1, dtype=torch.long), torch.from_numpy(target)[None], prompt="point", setting="single", rounds=rounds,
-                     task=task or 0, task_rounds="none" if task is None else "first", keep=True)  # fmt: skip
-    return found[-1][2][0].cpu().numpy()
-
-
-@torch.no_grad()
-def ranked_output(model: Sum, sample: Sample, target: np.ndarray, *, task: int | None = None) -> np.ndarray:
-    """The mask (H, W) bool that the model itself ranks first, by predicted IoU, of its three outputs for one click on ``target`` (H, W) bool."""
-    size = target.shape
-    embedding = model.encode(model.preprocess(sample.image)[None])
-    point = model.to_input_frame(first_click(torch.from_numpy(target)[None]).float(), size)
-    tasks = None if task is None else torch.tensor([task])
-    low, score = model.decode(embedding, points=point[:, None], labels=torch.ones(1, 1, dtype=torch.long), tasks=tasks)
-    best = int(score[0, 1:].argmax())
-    return (model.upscale(low[:, 1 + best : 2 + best], size)[0, 0] > 0).cpu().numpy()
+    ((_, _, masks),) = interact(model, embedding, torch.zeros(1, dtype=torch.long), torch.from_numpy(target)[None], prompt="point", setting=setting, rounds=1,
+                                task=task or 0, task_rounds="none" if task is None else "first", keep=True)  # fmt: skip
+    return masks[0].cpu().numpy()
 
 
 def task_rows(sam: Sum, model: Sum, salient: Dataset, entities: Dataset, count: int) -> tuple[list[dict[str, np.ndarray]], list[tuple[int, int]]]:
@@ -80,8 +69,8 @@ def task_rows(sam: Sum, model: Sum, salient: Dataset, entities: Dataset, count: 
         if len(inside) < 2:
             continue
         clicked = max(inside, key=lambda mask: int(mask.sum()))
-        shown = {"SAM": ranked_output(sam, whole, clicked), "SUM, no task": ranked_output(model, whole, clicked), "SUM, salient": ranked_output(model, whole, clicked, task=1),
-                 "SUM, entity": ranked_output(model, whole, clicked, task=2)}  # fmt: skip
+        shown = {"SAM": one_output(sam, whole, clicked, "ranked"), "SUM, no task": one_output(model, whole, clicked, "ranked"), "SUM, salient": one_output(model, whole, clicked, "ranked", task=1),
+                 "SUM, entity": one_output(model, whole, clicked, "ranked", task=2)}  # fmt: skip
         truths = {"truth, salient": group, "truth, entity": clicked}
         rows.append({"image": whole.image} | {title: overlay(whole.image, mask, ORANGE if title == "SAM" else BLUE) for title, mask in shown.items()}
                     | {title: overlay(whole.image, mask, GREEN) for title, mask in truths.items()})  # fmt: skip
@@ -97,7 +86,7 @@ def model_rows(models: Mapping[str, tuple[Sum, int | None]], dataset: Dataset, i
         target = sample.masks[sample.masks.sum((1, 2)).argmax()]
         row = {f"{dataset.name}": sample.image}
         for title, (model, task) in models.items():
-            mask = single_output(model, sample, target, task=task)
+            mask = one_output(model, sample, target, "single", task=task)
             iou = 100 * (mask & target).sum() / (mask | target).sum()
             row[f"{title}, IoU {iou:.0f}"] = overlay(sample.image, mask, ORANGE if title == "SAM" else BLUE)
         rows.append(row | {"truth": overlay(sample.image, target, GREEN)})

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -62,7 +63,8 @@ def before_and_after(model: Sum, refiner: Refiner, sample: Sample, target: Tenso
     if prompt not in ("point", "box"):
         raise ValueError(f"no prompt {prompt!r}; known are point and box")
     size, rows = target.shape[1:], torch.arange(len(target))
-    embeddings = model.encode(model.preprocess(sample.image)[None]).float().expand(len(target), -1, -1, -1)
+    pixels = model.preprocess(sample.image)[None]
+    embeddings = model.encode(pixels).float().expand(len(target), -1, -1, -1)
     if prompt == "point":
         points = model.to_input_frame(first_click(target).float(), size)
         low, _ = model.decode(embeddings, points=points[:, None], labels=torch.ones(len(target), 1, dtype=torch.long))
@@ -78,5 +80,35 @@ def before_and_after(model: Sum, refiner: Refiner, sample: Sample, target: Tenso
             points[some] = first_click(masks[some]).float()
         points = model.to_input_frame(points, size)
     boxes = model.to_input_frame(mask_box(masks).view(-1, 2, 2), size).flatten(1)
-    refined = refine(refiner, embeddings, low[:, 1:][rows, best], boxes, points)
+    seen = refiner.embed(embeddings[:1], pixels).expand(len(target), -1, -1, -1)
+    refined = refine(refiner, seen, low[:, 1:][rows, best], boxes, points)
     return full[rows, best], model.upscale(refined[:, None], size)[:, 0]
+
+
+def changes(measured: Mapping[str, Mapping[str, Mapping]], groups: Mapping[str, Sequence[str]], *, draws: int = 2000) -> pd.DataFrame:
+    """What refinement does by task group, in points: name, metric, task, sam, refined, difference, low, high (95 %), worse (% of the masks).
+
+    ``measured[name][data set]`` is a level of `measure_refinement`; ``groups`` {task group: its data sets}, to which "all" is added. Means are over
+    masks, then over data sets; intervals are by bootstrap over the images of each data set, with the same draws for every name and metric.
+    """
+    groups = {**groups, "all": [name for names in groups.values() for name in names]}
+    first, rng, samples = next(iter(measured.values())), np.random.default_rng(0), {}
+    for dataset in groups["all"]:
+        images = np.unique(first[dataset]["image"], return_inverse=True)[1]
+        count = images.max() + 1
+        samples[dataset] = (images, rng.multinomial(count, np.full(count, 1 / count), size=draws))
+    rows = []
+    for name, by_set in measured.items():
+        for metric, key in (("mIoU", "iou"), ("mBIoU", "biou")):
+            for group, datasets in groups.items():
+                resampled, sam, refined, worse = [], [], [], []
+                for dataset in datasets:
+                    before, after = (100 * np.array(by_set[dataset][f"{who}_{key}"]) for who in ("sam", "refined"))
+                    images, weights = samples[dataset]
+                    resampled.append((weights @ np.bincount(images, after - before)) / (weights @ np.bincount(images)))
+                    for means, value in ((sam, before.mean()), (refined, after.mean()), (worse, 100 * (after < before).mean())):
+                        means.append(value)
+                low, high = np.percentile(np.mean(resampled, 0), [2.5, 97.5])
+                rows.append({"name": name, "metric": metric, "task": group, "sam": np.mean(sam), "refined": np.mean(refined), "difference": np.mean(refined) - np.mean(sam),
+                             "low": low, "high": high, "worse": np.mean(worse)})  # fmt: skip
+    return pd.DataFrame(rows)

@@ -7,7 +7,7 @@ refinement costs one pass of the small decoder. "Frame" is the model's input fra
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,6 @@ import pandas as pd
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from segment_anything.modeling import Sam
 from segment_anything.utils.amg import calculate_stability_score
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -28,7 +27,7 @@ from sumlib.data import Sample
 from sumlib.losses import dice_loss, focal_loss
 from sumlib.masks import framed, mask_box
 from sumlib.metrics import boundary_iou, mask_iou
-from sumlib.model import Sum
+from sumlib.model import Sum, decoder_copy
 from sumlib.sampler import sample_point
 
 LOGIT_LIMIT = math.log(254.5 / 0.5)
@@ -44,23 +43,29 @@ class Refiner(nn.Module):
 
     def __init__(self, model: Sum):
         super().__init__()
-        sam = model.sam
-        copy = Sam(nn.Identity(), deepcopy(sam.prompt_encoder), deepcopy(sam.mask_decoder))
-        self.network = Sum(copy).requires_grad_(False)
-        for part in (copy.prompt_encoder, copy.mask_decoder):
+        self.network = decoder_copy(model).requires_grad_(False)
+        for part in (self.network.sam.prompt_encoder, self.network.sam.mask_decoder):
             part.requires_grad_(True)
+
+    def embed(self, embeddings: Tensor, pixels: Tensor) -> Tensor:
+        """The embeddings (B, C, h, w) that `forward` looks at, given SAM's and the images (B, 3, S, S) themselves: SAM's."""
+        return embeddings
 
     def forward(self, embeddings: Tensor, logits: Tensor, boxes: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
         """N masks to refine -> their refined low-resolution logits (N, 4h, 4w) and predicted IoU (N,).
 
-        ``embeddings`` (N, C, h, w) of SAM's image encoder; ``logits`` (N, 4h, 4w), SAM's low-resolution logits; ``boxes`` (N, 4)
+        ``embeddings`` (N, C, h, w) of `embed`; ``logits`` (N, 4h, 4w), SAM's low-resolution logits; ``boxes`` (N, 4)
         XYXY of SAM's masks and ``points`` (N, 2) x, y that produced them, in pixels of the frame.
         """
         xy = torch.cat([points[:, None], boxes.view(-1, 2, 2)], 1)
         codes = torch.tensor([[1, 2, 3]], device=points.device).expand(len(points), -1)
-        prompt = logits.clamp(-LOGIT_LIMIT, LOGIT_LIMIT)[:, None]
-        low, score = self.network.decode_codes(embeddings, xy, codes, mask_inputs=prompt)
+        low, score = self.network.decode_codes(embeddings, xy, codes, mask_inputs=self.mask_prompt(logits))
         return low[:, 0], score[:, 0]  # the single-mask output
+
+    @staticmethod
+    def mask_prompt(logits: Tensor) -> Tensor:
+        """Logits (N, 4h, 4w) -> mask prompts (N, 1, 4h, 4w), as large as those that were stored in 8 bits."""
+        return logits.clamp(-LOGIT_LIMIT, LOGIT_LIMIT)[:, None]
 
     def trained(self) -> dict[str, Tensor]:
         """The weights that make the refiner, by name."""
@@ -165,10 +170,13 @@ def make_pairs(
 
 
 class HumanImages:
-    """Human-annotated images by number; what fits into ``memory`` bytes is read and encoded once, the rest on every access."""
+    """Human-annotated images by number; what fits into ``memory`` bytes is read and encoded once, the rest on every access.
 
-    def __init__(self, model: Sum, samples: Sequence[Sample], memory: int = 2**30):
-        self.model, self.samples, self.left, self.kept = model, samples, memory, {}
+    ``make`` makes the training pairs, with the arguments of `make_pairs`.
+    """
+
+    def __init__(self, model: Sum, samples: Sequence[Sample], memory: int = 2**30, make: Callable[..., Pairs] = make_pairs):
+        self.model, self.samples, self.left, self.kept, self.make = model, samples, memory, {}, make
 
     @torch.no_grad()
     def get(self, numbers: Sequence[int]) -> tuple[Tensor, list[Tensor], Tensor]:
@@ -203,7 +211,11 @@ class HumanImages:
             image.append(torch.full((len(rows),), b))
             target.append(each[rows])
         image = torch.cat(image)
-        return embeddings, make_pairs(self.model, embeddings, image, torch.cat(target), config, generator=generator, inside=inside[image])
+        return embeddings, self.make(self.model, embeddings, image, torch.cat(target), config, generator=generator, inside=inside[image])
+
+    def pixels(self, numbers: Sequence[int]) -> Tensor:
+        """The images (B, 3, S, S) as the encoder takes them."""
+        return torch.stack([self.model.preprocess(self.samples[number].image) for number in numbers])
 
 
 # ---- training --------------------------------------------------------------------------------------------------------
@@ -211,30 +223,31 @@ class HumanImages:
 
 def train_refiner(
     model: Sum, samples: Sequence[Sample], config: RefineConfig, *, generator: torch.Generator, progress: bool = True, memory: int = 2**30,
+    refiner: Refiner | None = None, make: Callable[..., Pairs] = make_pairs,
 ) -> tuple[Refiner, pd.DataFrame]:  # fmt: skip
     """Train a copy of the foundation ``model``'s decoder on human masks; the state that is best on held-out masks is kept.
 
     ``samples`` are human-annotated; a share of ``config.holdout`` is kept out of training. Best is the largest sum of mean IoU and
     mean boundary IoU of the refined held-out masks, checked at the start and about every tenth of the steps. ``memory`` is
     how many bytes of embeddings are kept. Returns the refiner and its log, a row per check: step, loss (mean since the last
-    check), sam_iou, sam_biou, iou, biou. Raises ValueError if none of SAM's masks passes the filters.
+    check), sam_iou, sam_biou, iou, biou. ``refiner`` and ``make`` (as `make_pairs`) are for other modules than the method's. Raises ValueError if none of SAM's masks passes the filters.
     """
     model.eval()
-    pool, order = HumanImages(model, samples, memory), torch.randperm(len(samples), generator=generator).tolist()
+    pool, order = HumanImages(model, samples, memory, make), torch.randperm(len(samples), generator=generator).tolist()
     held = max(1, round(config.holdout * len(order))) if config.holdout else 0
     train, kept_out = order[held:], order[:held]
     if not train:
         raise ValueError(f"{len(samples)} human images leave none to train the refiner on; lower refine.holdout in params.yaml")
     held_out = _held_out(pool, kept_out, config, generator)
-    refiner = Refiner(model)
+    refiner = (refiner or Refiner(model)).train()
     parameters = [p for p in refiner.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(parameters, lr=config.lr)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _speed(step, config.iterations))
     every, losses, log = max(1, config.iterations // CHECKS), [], [{"step": 0, "loss": math.nan, **_score(refiner, pool, held_out)}]
     best, state = _merit(log[0]), deepcopy(refiner.state_dict())
     for step in with_bar(range(1, config.iterations + 1), "refiner", progress):
-        embeddings, pairs = _draw(pool, train, config, generator)
-        loss = refinement_loss(refiner, embeddings, pairs)
+        numbers, embeddings, pairs = _draw(pool, train, config, generator)
+        loss = refinement_loss(refiner, refiner.embed(embeddings, pool.pixels(numbers)), pairs)
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, CLIP)
         optimiser.step()
@@ -264,24 +277,24 @@ def _speed(step: int, iterations: int) -> float:
     return warm * 0.5 * (1 + math.cos(math.pi * step / iterations))
 
 
-def _draw(pool: HumanImages, train: list[int], config: RefineConfig, generator: torch.Generator, tries: int = 50) -> tuple[Tensor, Pairs]:
-    """Pairs of random images, drawn until ``images`` x ``masks_per_image`` have passed the filters, at most ``tries`` times."""
-    wanted, embeddings, parts, images, count = config.images * config.masks_per_image, [], [], 0, 0
+def _draw(pool: HumanImages, train: list[int], config: RefineConfig, generator: torch.Generator, tries: int = 50) -> tuple[list[int], Tensor, Pairs]:
+    """Numbers, embeddings and pairs of random images, drawn until ``images`` x ``masks_per_image`` have passed the filters, at most ``tries`` times."""
+    wanted, drawn, embeddings, parts, count = config.images * config.masks_per_image, [], [], [], 0
     for attempt in range(tries):
         numbers = [train[int(i)] for i in torch.randint(len(train), (config.images,), generator=generator)]
         embedding, pairs = pool.pairs(numbers, config.masks_per_image, config, generator)
-        parts.append(Pairs(pairs.image + images, *(getattr(pairs, name) for name in ("logits", "boxes", "points", "target", "masks"))))
+        parts.append(Pairs(pairs.image + len(drawn), *(getattr(pairs, name) for name in ("logits", "boxes", "points", "target", "masks"))))
         embeddings.append(embedding)
-        images, count = images + len(embedding), count + len(pairs)
+        drawn, count = drawn + numbers, count + len(pairs)
         if count >= wanted or (count and attempt >= 3):
             break
     if not count:
         raise ValueError(
-            f"none of SAM's masks of {images} human images passes the refiner's filters; lower refine.pred_iou_thresh "
+            f"none of SAM's masks of {len(drawn)} human images passes the refiner's filters; lower refine.pred_iou_thresh "
             "or refine.stability_thresh in params.yaml"
         )
     merged = Pairs(*(torch.cat([getattr(part, name) for part in parts]) for name in Pairs.__dataclass_fields__))
-    return torch.cat(embeddings), merged[torch.arange(min(count, wanted))]
+    return drawn, torch.cat(embeddings), merged[torch.arange(min(count, wanted))]
 
 
 def _held_out(pool: HumanImages, numbers: list[int], config: RefineConfig, generator: torch.Generator) -> list[tuple[list[int], Pairs]]:
@@ -299,11 +312,15 @@ def _held_out(pool: HumanImages, numbers: list[int], config: RefineConfig, gener
 def _score(refiner: Refiner, pool: HumanImages, held_out: list[tuple[list[int], Pairs]]) -> dict[str, float]:
     """Mean IoU and boundary IoU of SAM's and of the refined held-out masks; NaN where none is held out."""
     rows = [torch.zeros(0, 4)]
+    refiner.eval()
     for numbers, pairs in held_out:
         embeddings, _, inside = pool.get(numbers)
+        with torch.no_grad():
+            embeddings = refiner.embed(embeddings, pool.pixels(numbers))
         low = refine(refiner, embeddings[pairs.image], pairs.logits, pairs.boxes, pairs.points)
         refined = (in_frame(low[:, None], pairs.target.shape[-1])[:, 0] > 0) & inside[pairs.image]
         rows.append(torch.stack([f(mask, pairs.target) for mask in (pairs.masks, refined) for f in (mask_iou, boundary_iou)], 1))
+    refiner.train()
     return dict(zip(("sam_iou", "sam_biou", "iou", "biou"), torch.cat(rows).mean(0).tolist()))
 
 

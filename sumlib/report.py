@@ -1,10 +1,10 @@
-"""Our results beside the paper's: averages over masks, data sets and task groups, Tables 2-18, and paired bootstrap intervals.
+"""Our results beside the paper's: averages over masks, data sets and task groups, Tables 1, 2 and 4-18, and paired bootstrap intervals.
 
 Per-mask results come as one Parquet file per run with the columns `COLUMNS`; all scores leave this module in points (0-100). Averages follow
 METHOD.md section 8: over masks, then over the data sets of a task group; "all" is the mean over the data sets of all groups.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,16 +20,24 @@ _POINT = ["prompt", "setting", "rounds", "metric"]
 
 @dataclass(frozen=True)
 class Table:
-    """How a table of the paper is shown: its caption and the model that differences are taken to."""
+    """How a table of the paper is shown: its caption and the model that differences are taken to, one for all or for each."""
 
     caption: str
-    reference: str
+    reference: str | Mapping[str, str]
     setting: str = "oracle"
+
+    def reference_of(self, model: str) -> str | None:
+        """The model that ``model`` is compared with; None if it is compared with none."""
+        found = self.reference if isinstance(self.reference, str) else self.reference.get(model)
+        return None if found == model else found
 
 
 TABLES = {
+    1: Table("Uncertainties and semi-supervised methods at FT-Small, 3 points", "SAM"),
     2: Table("Ablation of SUM at FT-Medium, group averages, 1 and 3 points", "SAM"),
+    4: Table("AugSeg's consistency with other prompts at FT-Small, 1 point", "AugSeg Mixed-Prompt"),
     5: Table("Uncertainty-aware sampling, one boundary point", "SUM w/o uncertainty sampling"),
+    6: Table("SAM and SUM (FT-Medium) with three image encoders, 1 and 6 points", {f"SUM ViT-{size}": f"SAM ViT-{size}" for size in "BLH"}),
     7: Table("Ablation of SUM at FT-Medium, 1 point", "Vanilla"),
     8: Table("Ablation of SUM at FT-Medium, 3 points", "Vanilla"),
     9: Table("Ablation of SUM at FT-Medium, 6 points", "Vanilla"),
@@ -43,6 +51,8 @@ TABLES = {
     17: Table("SAM and SUM at three sizes of the human data, box", "SAM"),
     18: Table("SAM and SUM at three sizes of the human data, box and 5 points", "SAM"),
 }
+ALSO = {"SAM": "SAM ViT-H", "SUM": "SUM ViT-H"}
+"""What Table 6 calls the models of all other tables."""
 
 
 def paper_tables() -> pd.DataFrame:
@@ -130,16 +140,18 @@ def build_table(number: int, scores: pd.DataFrame) -> pd.DataFrame:
     """Table `number` of the paper, tidy: one row per value of the paper, with ours beside it.
 
     Columns: table, prompt, rounds, metric, task, dataset, train_set, model, paper, ours, sd (over seeds), seeds, paper_difference and difference (both to
-    `TABLES[number].reference`; points). What was not evaluated is NaN. Raises KeyError for a table that is not in `TABLES`.
+    `Table.reference_of` the model; points). What was not evaluated is NaN. Raises KeyError for a table that is not in `TABLES`.
     """
     paper = paper_tables().query("table == @name", local_dict={"name": str(number)}).rename(columns={"value": "paper"})
     keys = ["prompt", "rounds", "metric", "task", "dataset", "train_set", "model"]
-    table = paper.merge(over_seeds(scores, TABLES[number].setting), on=keys, how="left")
-    reference = table[table["model"] == TABLES[number].reference].set_index(keys[:5])
-    at = pd.MultiIndex.from_frame(table[keys[:5]])
-    is_reference = (table["model"] == TABLES[number].reference).to_numpy()
-    table["paper_difference"] = np.where(is_reference, np.nan, table["paper"] - reference["paper"].reindex(at).to_numpy())
-    table["difference"] = np.where(is_reference, np.nan, table["ours"] - reference["ours"].reindex(at).to_numpy())
+    ours = over_seeds(scores, TABLES[number].setting)
+    ours = pd.concat([ours, ours.assign(model=ours["model"].map(ALSO)).dropna(subset="model")])
+    table = paper.merge(ours, on=keys, how="left")
+    wanted = table["model"].map(TABLES[number].reference_of)
+    references = table[table["model"].isin(wanted.dropna())].set_index([*keys[:5], "model"])
+    at = pd.MultiIndex.from_frame(table[keys[:5]].assign(model=wanted))
+    table["paper_difference"] = table["paper"] - references["paper"].reindex(at).to_numpy()
+    table["difference"] = table["ours"] - references["ours"].reindex(at).to_numpy()
     table["seeds"] = table["seeds"].astype("Int64")
     return table[["table", *keys, "paper", "ours", "sd", "seeds", "paper_difference", "difference"]]
 
@@ -168,7 +180,7 @@ def table_markdown(number: int, table: pd.DataFrame) -> str:
     labels = [model if sets[model] == 1 else f"{model} {train_set}" for model, train_set in zip(table["model"], table["train_set"])]
     table = table.assign(label=labels)
     parts = [f"# Table {number}. {spec.caption}", (
-        f"Points. In brackets: difference to {spec.reference}. ± is the standard deviation over seeds, where there are several. *paper*: ViT-H and real images; "
+        f"Points. In brackets: difference to {spec.reference if isinstance(spec.reference, str) else 'SAM of the same size'}. ± is the standard deviation over seeds, where there are several. *paper*: ViT-H and real images; "
         "*ours*: the micro model on the micro sets named after the paper's. Compare the differences, not the levels.")]
     for (rounds, metric), block in table.groupby(["rounds", "metric"], sort=False):
         parts.append(f"## {metric}, {_prompt_name(block['prompt'].iloc[0], rounds)}")

@@ -13,7 +13,7 @@
 import difflib
 import math
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from types import NoneType, UnionType
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
@@ -93,7 +93,7 @@ class Reader:
         if origin is dict:
             value = self.mapping(value, where, get_args(args[0])[1])
             return {key: self.value(args[1], item, f"{where}.{key}") for key, item in value.items()}
-        return self.scalar(hint, value, where)
+        return self.record(hint, value, where) if is_dataclass(hint) else self.scalar(hint, value, where)
 
     def scalar(self, kind: type, value: Any, where: str) -> Any:
         """A bool, int, float or str of exactly that type; an integer is taken for a float, true for neither."""

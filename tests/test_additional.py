@@ -150,5 +150,5 @@ def test_missing_folders_are_named(name, tmp_path):
 
 
 def test_unknown_name():
-    with pytest.raises(ValueError, match="no additional data set is called 'Cityscape'; known are Cityscapes, EgoHOS"):
+    with pytest.raises(ValueError, match="no data set is called 'Cityscape'; did you mean 'Cityscapes'"):
         open_additional("Cityscape", SAMPLE)

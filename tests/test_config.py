@@ -115,7 +115,7 @@ def test_unknown_run_names_the_nearest():
     ("limit_images: 250000", "limit_images: 0", "pseudo_label.paper.limit_images is 0; allowed: at least 1"),
     ("    workers: 1\n", "    workers: 3\n", "finetune.paper.workers is 3, which does not divide images, 40"),
     ("    human_prompts: 10\n", "    human_prompts: 31\n", "finetune.paper.human_prompts is 31; allowed: at most prompts_per_image, 30"),
-    ("type: vit_h", "type: vit_x", "model.paper.type is 'vit_x'; allowed: one of micro, vit_b, vit_l, vit_h"),
+    ("type: vit_h", "type: vit_x", "model.paper.type is 'vit_x'; allowed: one of micro, micro_l, micro_b, vit_b, vit_l, vit_h"),
     ("    prompts: [point]\n", "    prompts: [point, pox]\n", "evaluate.smoke.prompts[1] is 'pox'; allowed: one of point, box, boundary-point"),
     ("settings: [oracle]", "settings: []", "evaluate.smoke.settings is []; allowed: a list of different values, not empty"),
     ("large: 2.0}", "huge: 2.0}", "unknown key data.smoke.human_to_unlabeled.huge; the nearest known one is"),
@@ -128,7 +128,13 @@ def test_unknown_run_names_the_nearest():
      "runs.human-small.uncertainty_loss is True; allowed: False while unlabeled is false"),
     (HUMAN, HUMAN + ", theta: 0.5", "runs.human-small.theta is 0.5; allowed: None while unlabeled is false"),
     (HUMAN, HUMAN + ", tuning: lorra", "runs.human-small.tuning is 'lorra'; allowed: one of full, decoder, adapter, lora, hq"),
-    (SUM, SUM + ", consistency: mixed", "runs.sum-small.uncertainty_loss is True; allowed: False with consistency, whose masks have no certainty"),
+    (f"{SUM}, unlabeled: true, uncertainty_loss: true", f"{SUM}, consistency: mixed, unlabeled: true, uncertainty_loss: false",
+     "runs.sum-small.uncertainty_sampling is True; allowed: False with consistency alone, whose masks have no certainty"),
+    (SUM, SUM + ", consistency: mixed, tuning: hq", "runs.sum-small.consistency is 'mixed'; allowed: 'none' with tuning hq, which trains on one prompt"),
+    (SUM, SUM + ", consistency: box, uncertainty: discrepancy", "runs.sum-small.uncertainty is 'discrepancy'; allowed: 'refinement' with consistency"),
+    ("pseudo_labels: small, seed: 0, extra_prompts: [box]}", "pseudo_labels: medium, seed: 0}", "runs.sum-small.pseudo_labels is 'medium'; allowed with budget small: one of small, small-vit_l"),
+    (SUM, SUM + ", backbone: vit_x", "runs.sum-small.backbone is 'vit_x'; allowed: one of vit_h, vit_l, vit_b"),
+    ("    vit_b: {type: micro_b", "    vit_b: {type: micro_c", "backbones.smoke.vit_b.type is 'micro_c'"),
     (SUM, SUM + ", uncertainty: entropy", "runs.sum-small.uncertainty is 'entropy'; allowed: one of refinement, confidence, discrepancy"),
 ])
 def test_bad_parameters_are_refused(tmp_path, old, new, message):

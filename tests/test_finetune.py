@@ -344,11 +344,11 @@ def test_a_killed_run_ends_with_the_same_weights(whole, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         steps = []
 
-        def dying(*args):
+        def dying(*args, **options):
             steps.append(1)
             if len(steps) == 2:
                 raise KeyboardInterrupt
-            return interactive_step(*args)
+            return interactive_step(*args, **options)
 
         patch.setattr("sumlib.finetune.interactive_step", dying)
         with pytest.raises(KeyboardInterrupt):
@@ -396,7 +396,7 @@ def test_theta_and_uncertainty_of_a_run_are_its_own(whole):
     config, labels = whole
     run = config.run("sum-small")
     expected = weights(finetune(config, run, labels)[0])
-    for change in ({"theta": 0.99}, {"uncertainty": "confidence"}, {"uncertainty": "discrepancy"}, {"contrast": 1.0}):
+    for change in ({"theta": 0.99}, {"uncertainty": "confidence"}, {"uncertainty": "discrepancy"}, {"uncertainty": "two-decoders"}, {"contrast": 1.0}):
         found = weights(finetune(config, replace(run, **change), labels)[0])
         assert any(not torch.equal(value, expected[name]) for name, value in found.items()), change
     assert all(torch.equal(value, expected[name]) for name, value in weights(finetune(config, replace(run, theta=config.finetune.theta), labels)[0]).items())
@@ -404,7 +404,7 @@ def test_theta_and_uncertainty_of_a_run_are_its_own(whole):
 
 @pytest.mark.parametrize(("name", "change"), [
     *(("vanilla-small", {"consistency": kind}) for kind in ("mixed", "mixed-multi", "box", "uniform-point")),
-    ("sum-small", {"uncertainty": "discrepancy"}), ("sum-small", {"contrast": 1.0}), ("human-small", {"tuning": "hq"}), ("sum-small", {"tuning": "hq"})])
+    ("sum-small", {"uncertainty": "discrepancy"}), ("sum-small", {"consistency": "mixed"}), ("sum-small", {"uncertainty": "two-decoders"}), ("sum-small", {"contrast": 1.0}), ("human-small", {"tuning": "hq"}), ("sum-small", {"tuning": "hq"})])
 def test_other_methods_repeat_and_resume(whole, name, change, tmp_path, monkeypatch):
     config, labels = whole
     run = replace(config.run(name), **change)
@@ -420,7 +420,7 @@ def test_other_methods_repeat_and_resume(whole, name, change, tmp_path, monkeypa
             raise KeyboardInterrupt
         return follow(self, *args)
 
-    if "contrast" in change or "tuning" in change:  # have no teacher to interrupt
+    if run.consistency == "none" and run.uncertainty != "discrepancy":  # has no teacher to interrupt
         again, _ = finetune(config, run, labels)
         assert all(torch.equal(value, weights(expected)[key]) for key, value in weights(again).items())
         return
@@ -443,3 +443,58 @@ def test_students_learn_the_teachers_masks_on_another_view(model, human, pseudo,
         lesson, options = seen.pop()
         assert options["rounds"] == rounds and not torch.equal(lesson.pixels, batch.pixels) and (lesson.certainty == 1).all()
         assert torch.equal(lesson.target, teacher.predict(batch.pixels, batch.image, *options["first"], CONFIG.bf16))
+
+
+@pytest.mark.parametrize(("kind", "boxes"), [("box", 60), ("uniform-point", 0), ("mixed", None)])
+def test_first_prompts_are_of_their_kind(kind, boxes):
+    target = torch.zeros(60, 32, 32, dtype=torch.bool)
+    target[:, 4:12, 6:20] = True
+    pixels = torch.ones(2, 3, 32, 32)
+    pixels[:, :, 24:] = 0  # padding
+    batch = Batch(pixels, torch.arange(60) % 2, target, torch.ones(target.shape), torch.full((60, 2), -1.0), torch.zeros(60, dtype=torch.long))
+    xy, codes = _first_prompt(batch, None, rng(), kind)
+    boxed = codes[:, 0] == 2
+    assert boxed.sum() == boxes if boxes is not None else 15 < boxed.sum() < 45
+    x, y = xy[~boxed, 0].long().unbind(1)
+    hit = target[0][y, x]
+    assert (y < 24).all() and (kind != "mixed" or hit.all()) and (kind != "uniform-point" or not hit.all())
+
+
+def test_consistency_beside_pseudo_labels_shares_their_weight(whole, monkeypatch):
+    config, labels = whole
+    seen = []
+
+    def step(model, batch, run, config, generator, share, **options):
+        seen.append((share, len(batch.target), bool(options)))
+        return interactive_step(model, batch, run, config, generator, share, **options)
+
+    monkeypatch.setattr("sumlib.finetune.interactive_step", step)
+    finetune(config, replace(config.run("sum-small"), consistency="mixed"), labels)
+    (human, h, _), (lesson, n, special), (own, m, _) = seen[:3]
+    assert n == m and special and lesson == own and human + 2 * own == pytest.approx(1) and human / h == pytest.approx(2 * own / n)
+
+
+def test_the_second_decoder_learns_by_itself_and_is_thrown_away(whole, monkeypatch):
+    config, labels = whole
+    learners = []
+
+    def step(model, batch, *args, **options):
+        learners.append((isinstance(model.sam.image_encoder, torch.nn.Identity), options.get("rounds")))
+        before = weights(model)
+        found = interactive_step(model, batch, *args, **options)
+        assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in model.sam.mask_decoder.parameters()) and before.keys() == weights(model).keys()
+        return found
+
+    monkeypatch.setattr("sumlib.finetune.interactive_step", step)
+    model, _ = finetune(config, replace(config.run("sum-small"), uncertainty="two-decoders"), labels)
+    assert learners.count((True, 1)) == config.finetune.iterations and learners.count((False, None)) == config.finetune.iterations
+    assert weights(model).keys() == weights(Sum(load_sam("micro", config.checkpoint))).keys()
+
+
+def test_a_run_starts_from_its_backbone(whole, tmp_path):
+    config, labels = whole
+    save_sam(tmp_path / "b.safetensors", load_sam("micro_b"), {"model_type": "micro_b"})
+    small = replace(config.backbones.vit_b, checkpoint=str(tmp_path / "b.safetensors"))
+    config = replace(config, backbones=replace(config.backbones, vit_b=small))
+    model, _ = finetune(config, replace(config.run("sum-small"), backbone="vit_b"), labels)
+    assert len(model.sam.image_encoder.blocks) == 2

@@ -10,7 +10,7 @@ from small import small_sum
 
 from sumlib import model as module
 from sumlib.model import (
-    MODEL_TYPES, CheckpointError, Sum, SumPredictor, build_sam_micro, load_sam, load_sum, read_metadata, save_sam, save_sum,
+    MODEL_TYPES, CheckpointError, Sum, SumPredictor, build_like, build_sam_micro, decoder_copy, load_sam, load_sum, read_metadata, save_sam, save_sum,
 )  # fmt: skip
 
 
@@ -190,6 +190,31 @@ def test_task_vector_changes_the_output_only_when_given(micro):
         SumPredictor(micro).predict(**given, task=1)
 
 
+def test_the_predictor_refuses_hq_sams_architecture(micro):
+    with torch.random.fork_rng(), pytest.raises(ValueError, match="through Sum.encode and Sum.decode"):
+        SumPredictor(Sum(micro.sam, hq=True))
+
+
+@torch.no_grad()
+def test_a_decoder_copy_decodes_the_same_and_shares_nothing(micro):
+    copy, one = decoder_copy(micro), embeddings(micro, 1)
+    given = prompts(micro, 1, "point") | {"tasks": torch.tensor([1])}
+    assert all(torch.equal(a, b) for a, b in zip(copy.decode(copy.encode(one), **given), micro.decode(one, **given)))
+    assert not {p.data_ptr() for p in copy.parameters()} & {p.data_ptr() for p in micro.parameters()}
+
+
+@pytest.mark.parametrize(("model_type", "blocks"), [("micro", 6), ("micro_l", 4), ("micro_b", 2)])
+def test_micro_backbones_differ_in_depth_alone(model_type, blocks):
+    sam = load_sam(model_type)
+    assert len(sam.image_encoder.blocks) == blocks and len(build_like(sam).image_encoder.blocks) == blocks
+    assert sam.image_encoder.blocks[-1].window_size == 0 and sam.mask_decoder.state_dict().keys() == load_sam("micro").mask_decoder.state_dict().keys()
+
+
+def test_no_fresh_sam_of_an_unknown_architecture():
+    with pytest.raises(ValueError, match="fit none of micro"):
+        build_like(small_sum().sam)
+
+
 def test_gradients_reach_the_task_of_the_prompt_alone():
     model = small_sum()
     logits, _ = model.decode(embeddings(model, 2), **prompts(model, 2, "box"), tasks=torch.tensor([1, 1]))
@@ -354,7 +379,7 @@ def test_wrong_architecture(micro, tmp_path):
     expect_bad(lambda path: load_sam("vit_b", path), sam, "not a SAM of model_type 'vit_b'", "image_encoder.pos_embed is (1, 16, 16, 128), "
                "expected (1, 64, 64, 768)", "more", "fit a SAM of model_type 'micro'", "load_sam('micro', ...)")  # fmt: skip
     expect_bad(load_micro, whole, "image_encoder.pos_embed is missing", "SUM of model_type 'micro'", "load_sum")
-    expect_bad(load_micro, other, "is (1, 8, 8, 32), expected (1, 16, 16, 128)", "fit none of micro, vit_b, vit_l, vit_h")
+    expect_bad(load_micro, other, "is (1, 8, 8, 32), expected (1, 16, 16, 128)", "fit none of micro, micro_l, micro_b, vit_b, vit_l, vit_h")
     expect_bad(load_sum, sam, "not a SUM of model_type 'micro'", "SAM of model_type 'micro'", "load_sam")
     expect_bad(load_sum, other, "not written by save_sum", "fit none of")
 

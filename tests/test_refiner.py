@@ -199,6 +199,7 @@ def test_measurement_by_hand(samples):
         assert torch.equal(low[0], outputs[0, 2]) and boxes[0, 1] == 0 and target[0, int(points[0, 1]), int(points[0, 0])]
         return logits(target), None
 
+    mend.embed = lambda embeddings, pixels: embeddings
     sample = Sample("a", samples[0].image, target.numpy(), 2, "x")
     result = measure_refinement(fake, mend, {"entity": [sample]}, progress=False)
     assert result["levels"]["entity"] == {
@@ -220,6 +221,7 @@ def test_before_and_after_by_prompt(model, samples, prompt):
         seen.append((boxes, points))
         return -low, None
 
+    echo.embed = lambda embeddings, pixels: embeddings
     before, after = before_and_after(model, echo, sample, target, prompt)
     assert torch.equal(after, -before)
     embedding = model.encode(model.preprocess(sample.image)[None]).expand(len(target), -1, -1, -1)

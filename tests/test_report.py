@@ -66,14 +66,23 @@ def test_table_holds_the_papers_rows_and_differences(number, scores):
     table = report.build_table(number, scores)
     assert len(table) == (report.paper_tables()["table"] == str(number)).sum()
     spec, keys = report.TABLES[number], ["rounds", "metric", "task", "dataset"]
-    reference = table[table["model"] == spec.reference].set_index(keys)
-    assert reference["difference"].isna().all()
-    row = table[table["model"] != spec.reference].iloc[0]
-    assert row["paper_difference"] == pytest.approx(row["paper"] - reference.loc[tuple(row[keys]), "paper"])
+    compared = table["model"].map(spec.reference_of).notna()
+    assert compared.any() and table.loc[~compared, ["difference", "paper_difference"]].isna().all().all()
+    for _, row in table[compared].iterrows():
+        reference = table[table["model"] == spec.reference_of(row["model"])].set_index(keys)
+        assert row["paper_difference"] == pytest.approx(row["paper"] - reference.loc[tuple(row[keys]), "paper"])
     text = report.table_markdown(number, table)
     assert text.startswith(f"# Table {number}. ") and "nan" not in text and "<NA>" not in text
     for line in text.splitlines():
         assert not line.startswith("|") or line.endswith("|")
+
+
+def test_table_6_calls_the_main_models_by_their_encoder(scores):
+    table = report.build_table(6, scores)
+    ours = report.over_seeds(scores).query("model == 'SUM' and train_set == 'FT-Medium' and task == 'part' and dataset == 'average' and prompt == 'point' and rounds == 1 and metric == 'mIoU'")
+    row = table.query("model == 'SUM ViT-H' and task == 'part' and rounds == 1 and metric == 'mIoU'").iloc[0]
+    assert row["ours"] == pytest.approx(ours["ours"].item()) and np.isfinite(row["difference"])
+    assert "SAM of the same size" in report.table_markdown(6, table)
 
 
 def test_seeds_become_mean_and_deviation(scores):

@@ -1,11 +1,10 @@
-"""The EMA teacher, its prompts, views and agreement."""
+"""The EMA teacher, its views and agreement."""
 
-import pytest
 import torch
 from small import small_sum
 
 from sumlib.masks import mask_box
-from sumlib.teacher import Teacher, consistency_prompts, strong_view
+from sumlib.teacher import Teacher, strong_view
 
 
 def rng(seed: int = 0) -> torch.Generator:
@@ -52,20 +51,6 @@ def test_a_saved_teacher_goes_on_where_it_was():
     assert all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values())) and int(second.steps) == 2
 
 
-@pytest.mark.parametrize(("kind", "boxes"), [("box", 60), ("uniform-point", 0), ("mixed", None)])
-def test_prompts_are_of_their_kind(kind, boxes):
-    target, image = masks(), torch.arange(60) % 2
-    xy, codes = consistency_prompts(kind, pixels(), image, target, rng())
-    boxed = codes[:, 0] == 2
-    assert boxed.sum() == boxes if boxes is not None else 15 < boxed.sum() < 45
-    assert (codes[boxed] == torch.tensor([2, 3])).all() and (codes[~boxed] == torch.tensor([1, -1])).all()
-    near = (xy[boxed].flatten(1) - mask_box(target)[boxed]).abs()
-    assert (near <= 1.3 + 1e-5).all()  # a tenth of 13 pixels
-    x, y = xy[~boxed, 0].long().unbind(1)
-    hit = target[0][y, x]
-    assert (y < 24).all() and (kind != "mixed" or hit.all()) and (kind != "uniform-point" or not hit.all())
-
-
 def test_strong_view_changes_images_but_not_padding_and_not_always():
     images = pixels(40)
     view = strong_view(images, rng())
@@ -78,7 +63,7 @@ def test_strong_view_changes_images_but_not_padding_and_not_always():
 def test_prediction_is_the_output_with_the_largest_predicted_iou():
     model = small_sum(4)
     teacher, image = Teacher(model, 0.9), torch.tensor([0, 1, 1])
-    xy, codes = consistency_prompts("mixed", pixels(), image, masks(3), rng())
+    xy, codes = mask_box(masks(3)).view(-1, 2, 2), torch.tensor([[2, 3]]).expand(3, -1)
     logits, score = model.decode_codes(model.encode(pixels())[image], xy, codes)
     best = score[:, 1:].argmax(1)
     assert torch.equal(teacher.predict(pixels(), image, xy, codes), logits[:, 1:][torch.arange(3), best] > 0)
@@ -88,6 +73,7 @@ def test_prediction_is_the_output_with_the_largest_predicted_iou():
 def test_agreement_is_one_with_oneself_and_less_with_another():
     student = small_sum(4)
     teacher, image, target = Teacher(student, 0.9), torch.tensor([0, 1]), masks(2)
-    assert (teacher.agreement(student, pixels(), image, target) == 1).all()
-    other = teacher.agreement(small_sum(5), pixels(), image, target)
+    assert (teacher.agreement(student, student.encode(pixels()), pixels(), image, target) == 1).all()
+    another = small_sum(5)
+    other = teacher.agreement(another, another.encode(pixels()), pixels(), image, target)
     assert other.shape == target.shape and 0 <= other.min() < 0.9 and other.max() <= 1

@@ -1,7 +1,7 @@
 """Data sets by name: `open_dataset("COIFT", root)` gives the same kind of samples from micro and real data."""
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -71,16 +71,16 @@ for _level, _task in (("salient", SALIENT), ("entity", ENTITY), ("part", PART)):
     REGISTRY[f"dev-{_level}"] = Source(("dev",), partial(coco.coco, annotations=f"{_level}.json"), _task)
 
 
-def open_dataset(name: str, root: Path) -> Dataset:
-    """The data set `name` under `root`, without reading any image.
+def open_dataset(name: str, root: Path, registry: Mapping[str, Source] = REGISTRY) -> Dataset:
+    """The data set `name` of a registry under `root`, without reading any image.
 
     Raises ValueError for an unknown name, an empty or broken set, FileNotFoundError for a missing folder or file.
     """
-    if name not in REGISTRY:
-        near = difflib.get_close_matches(name, REGISTRY, 1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(sorted(REGISTRY))}"
+    if name not in registry:
+        near = difflib.get_close_matches(name, registry, 1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(sorted(registry))}"
         raise ValueError(f"no data set is called {name!r}; {hint}")
-    source = REGISTRY[name]
+    source = registry[name]
     folders = [Path(root) / folder for folder in source.folders]
     folder = next((f for f in folders if f.is_dir()), None)
     if folder is None:

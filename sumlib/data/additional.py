@@ -9,12 +9,10 @@ from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-
-from sumlib.data import UNSPECIFIED, Source
+from sumlib.data import UNSPECIFIED, Source, open_dataset
 from sumlib.data.coco import coco, load_coco
-from sumlib.data.dataset import Dataset, Entry, Loaded
-from sumlib.data.images import BadSampleError, read_image, read_labels, require_same_size
+from sumlib.data.dataset import Dataset, Entry
+from sumlib.data.parsing import existing, load_labels, positive
 
 CITYSCAPES_IGNORED = frozenset([*range(7), 9, 10, 14, 15, 16, 18, 29, 30])
 """Class ids of Cityscapes that its own evaluation leaves out; GTAV uses the same ids."""
@@ -25,7 +23,7 @@ def cityscapes(root: Path, split: str = "val") -> list[Entry]:
 
     A mask is an instance (values from 1000 on: class = value // 1000) or, below 1000, a class without instances; not of `CITYSCAPES_IGNORED`.
     """
-    images = sorted(_existing(root / "leftImg8bit" / split).glob("*/*_leftImg8bit.png"))
+    images = sorted(existing(root / "leftImg8bit" / split).glob("*/*_leftImg8bit.png"))
     stems = [(path, path.name.removesuffix("_leftImg8bit.png")) for path in images]
     return [_labelled(stem, path, root / "gtFine" / split / path.parent.name / f"{stem}_gtFine_instanceIds.png", _cityscapes_counts) for path, stem in stems]
 
@@ -42,13 +40,13 @@ def egohos(root: Path, splits: Collection[str] = ("val", "test_indomain", "test_
     found = [split for split in splits if (root / split / "image").is_dir()]
     if not found:
         raise FileNotFoundError(f"{root / next(iter(splits)) / 'image'}: folder is missing; unpack the data set so that it exists")
-    return [_labelled(f"{split}-{path.stem}", path, root / split / "label" / f"{path.stem}.png", _positive)
+    return [_labelled(f"{split}-{path.stem}", path, root / split / "label" / f"{path.stem}.png", positive)
             for split in found for path in sorted((root / split / "image").glob("*.jpg"))]  # fmt: skip
 
 
 def dram(root: Path) -> list[Entry]:
     """`test/<movement>/<artist>/<name>.jpg` and the label map beside it, `<name>.png`: VOC's class ids, 255 is ignored; a mask a class."""
-    folder = _existing(root / "test")
+    folder = existing(root / "test")
     paths = sorted(folder.rglob("*.jpg"))
     return [_labelled("-".join(path.relative_to(folder).with_suffix("").parts), path, path.with_suffix(".png"), _voc_counts) for path in paths]
 
@@ -59,8 +57,8 @@ def _voc_counts(value: int) -> bool:
 
 def ishape(root: Path, split: str = "val") -> list[Entry]:
     """`<class>/<split>/image/<id>.jpg` and `<class>/<split>/instance_map/<id>.png`, 16 bit; a mask an instance above 0."""
-    paths = sorted(_existing(root).glob(f"*/{split}/image/*.jpg"))
-    return [_labelled(f"{path.parts[-4]}-{path.stem}", path, path.parents[1] / "instance_map" / f"{path.stem}.png", _positive) for path in paths]
+    paths = sorted(existing(root).glob(f"*/{split}/image/*.jpg"))
+    return [_labelled(f"{path.parts[-4]}-{path.stem}", path, path.parents[1] / "instance_map" / f"{path.stem}.png", positive) for path in paths]
 
 
 def gtav(root: Path, first: int = 2500) -> list[Entry]:
@@ -68,7 +66,7 @@ def gtav(root: Path, first: int = 2500) -> list[Entry]:
 
     There are no instances: a mask is a class (inferred; connected components are the other reading).
     """
-    paths = sorted(_existing(root / "images").glob("*.png"))[:first]
+    paths = sorted(existing(root / "images").glob("*.png"))[:first]
     return [_labelled(path.stem, path, root / "labels" / path.name, _cityscapes_counts) for path in paths]
 
 
@@ -117,35 +115,12 @@ def ibd(root: Path) -> list[Entry]:
     label maps with a mask for each value above 0 (a plain 0/255 mask is one)."""
     if any((root / folder / "annotations.json").is_file() for folder in (".", "annotations")):
         return coco(root, "annotations.json")
-    images = sorted(path for path in _existing(root / "images").iterdir() if path.suffix.lower() in (".png", ".jpg", ".jpeg", ".tif"))
-    return [_labelled(path.stem, path, root / "masks" / f"{path.stem}.png", _positive) for path in images]
-
-
-def _positive(value: int) -> bool:
-    return value > 0
+    images = sorted(path for path in existing(root / "images").iterdir() if path.suffix.lower() in (".png", ".jpg", ".jpeg", ".tif"))
+    return [_labelled(path.stem, path, root / "masks" / f"{path.stem}.png", positive) for path in images]
 
 
 def _labelled(name: str, image: Path, labels: Path, counts: Callable[[int], bool]) -> Entry:
-    return Entry(name, image, partial(load_label_map, image, labels, counts))
-
-
-def load_label_map(image_path: Path, label_path: Path, counts: Callable[[int], bool]) -> Loaded:
-    """Image (H, W, 3) uint8 and a mask (M, H, W) bool for each value of the label map (up to 16 bit) that ``counts``.
-
-    Raises BadSampleError if a file is bad, sizes differ, or no value counts.
-    """
-    image, found = read_image(image_path), read_labels(label_path)
-    require_same_size(image, image_path, found, label_path)
-    values = [value for value in np.unique(found).tolist() if counts(value)]
-    if not values:
-        raise BadSampleError(label_path, f"holds no mask for the image {image_path}; remove it or restore its label map")
-    return image, found == np.array(values).reshape(-1, 1, 1), {}
-
-
-def _existing(folder: Path) -> Path:
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: folder is missing; unpack the data set so that it exists")
-    return folder
+    return Entry(name, image, partial(load_labels, image, (labels,), counts))
 
 
 ADDITIONAL = {
@@ -157,12 +132,4 @@ ADDITIONAL = {
 
 def open_additional(name: str, root: Path) -> Dataset:
     """The additional test set ``name`` under ``root``; as `sumlib.data.open_dataset`, which knows the 14 test sets."""
-    if name not in ADDITIONAL:
-        raise ValueError(f"no additional data set is called {name!r}; known are {', '.join(ADDITIONAL)}")
-    folder = Path(root) / ADDITIONAL[name].folders[0]
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: folder of data set {name} is missing; put the data set there")
-    entries = ADDITIONAL[name].adapter(folder)
-    if not entries:
-        raise ValueError(f"{folder}: data set {name} holds no sample; unpack it again")
-    return Dataset(name, UNSPECIFIED, entries)
+    return open_dataset(name, root, ADDITIONAL)

@@ -83,8 +83,8 @@ def _pairs(folder: Path, scenes: list, files: Callable[[int], tuple[str, str]], 
     for i, scene in enumerate(scenes):
         image, mask = (folder / pattern.format(i=i) for pattern in files(i))
         truth = scene.salient.astype(np.uint8) * 255
-        _write_image(image, scene.image)
-        _write_image(mask, np.repeat(truth[..., None], 3, 2) if colour else truth)
+        write_image(image, scene.image)
+        write_image(mask, np.repeat(truth[..., None], 3, 2) if colour else truth)
 
 
 def _big(folder: Path, scenes: list) -> None:
@@ -114,7 +114,7 @@ def _coco(folder: Path, pattern: str, scenes: list, files: dict[str, str], image
     """Images, and for each {JSON name: level} a COCO file of the scenes that have masks of that level."""
     names = [pattern.format(i=i) for i in range(len(scenes))]
     for name, scene in zip(names, scenes):
-        _write_image(folder / images / name, scene.image)
+        write_image(folder / images / name, scene.image)
     for file, level in files.items():
         found = [(i, masks_of(scene, level)) for i, scene in enumerate(scenes)]
         records = [_record(i + 1, names[i], scenes[i]) for i, masks in found if masks]
@@ -143,7 +143,7 @@ def _entityseg_val(folder: Path, scenes: list, number: int) -> None:
 def _entities(folder: Path, scenes: list, names: list[str], first_id: int) -> tuple[list[dict], list[dict]]:
     for name, scene in zip(names, scenes):
         pack, file = name.split("/")
-        _write_image(folder / pack / "images" / file, scene.image)
+        write_image(folder / pack / "images" / file, scene.image)
     records = [_record(first_id + i, names[i], scene) for i, scene in enumerate(scenes)]
     return records, [_annotation(first_id + i, m) for i, scene in enumerate(scenes) for m in masks_of(scene, "entity")]
 
@@ -160,7 +160,7 @@ def _lv_mhp(folder: Path, scenes: list) -> None:
     (folder / "list").mkdir(parents=True, exist_ok=True)
     for i, scene in enumerate(scenes, 1):
         owners = sorted({int(scene.part_owner[k]) for k in np.unique(scene.part_map) if k})
-        _write_image(folder / f"val/images/{i}.jpg", scene.image)
+        write_image(folder / f"val/images/{i}.jpg", scene.image)
         for stale in (folder / "val/parsing_annos").glob(f"{i}_*.png"):
             stale.unlink()
         for person, owner in enumerate(owners, 1):
@@ -169,7 +169,7 @@ def _lv_mhp(folder: Path, scenes: list) -> None:
             for label, part in enumerate(parts, 1):
                 labels[scene.part_map == part] = label
             path = folder / f"val/parsing_annos/{i}_{len(owners):02d}_{person:02d}.png"
-            _write_image(path, np.repeat(labels[..., None], 3, 2))
+            write_image(path, np.repeat(labels[..., None], 3, 2))
     (folder / "list/val.txt").write_text("".join(f"{i}\n" for i in range(1, len(scenes) + 1)))
 
 
@@ -182,8 +182,8 @@ def _easyportrait(folder: Path, scenes: list) -> None:
         labels = (scene.entity_map > 0).astype(np.uint8)
         for label, mask in zip(PORTRAIT_PARTS, masks_of(scene, "part")):
             labels[mask] = label
-        _write_image(folder / f"images/val/{i:05d}.jpg", scene.image)
-        _write_image(folder / f"annotations/val/{i:05d}.png", labels)
+        write_image(folder / f"images/val/{i:05d}.jpg", scene.image)
+        write_image(folder / f"annotations/val/{i:05d}.png", labels)
 
 
 def _fashionpedia(folder: Path, scenes: list) -> None:
@@ -191,7 +191,7 @@ def _fashionpedia(folder: Path, scenes: list) -> None:
     records, annotations = [], []
     for i, scene in enumerate(scenes):
         name, masks = f"{i:05d}.jpg", sorted(masks_of(scene, "part"), key=lambda m: -int(m.sum()))
-        _write_image(folder / "test" / name, scene.image)
+        write_image(folder / "test" / name, scene.image)
         records.append(_record(i + 1, name, scene))
         large = (len(masks) + 1) // 2
         for k, mask in enumerate(masks):
@@ -205,7 +205,7 @@ def _paco(folder: Path, scenes: list) -> None:
     records, annotations = [], []
     for i, scene in enumerate(scenes):
         name = f"val2017/{i:012d}.jpg"
-        _write_image(folder / name, scene.image)
+        write_image(folder / name, scene.image)
         records.append(_record(i + 1, name, scene))
         objects = {}
         for entity in (int(k) for k in np.unique(scene.entity_map) if k):
@@ -249,8 +249,8 @@ def _write_json(path: Path, images: list[dict], annotations: list[dict]) -> None
     draft.replace(path)
 
 
-def _write_image(path: Path, pixels: np.ndarray) -> None:
-    """JPEG (quality 95, no chroma subsampling) for .jpg, PNG otherwise. `pixels` (H, W) or (H, W, 3) uint8."""
+def write_image(path: Path, pixels: np.ndarray) -> None:
+    """JPEG (quality 95, no chroma subsampling) for .jpg, PNG otherwise. `pixels` (H, W) or (H, W, 3) uint8, or 16 bit without colour."""
     path.parent.mkdir(parents=True, exist_ok=True)
     options = {"quality": 95, "subsampling": 0} if path.suffix == ".jpg" else {}
     Image.fromarray(pixels).save(path, **options)

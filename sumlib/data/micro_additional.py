@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from sumlib.data.export import masks_of
+from sumlib.data.export import masks_of, write_image
 from sumlib.data.micro import PLAIN
 from sumlib.data.world import Scene, Style, make_scene
 
@@ -65,34 +65,34 @@ def write_additional(name: str, root: Path, found: Sequence[Scene]) -> None:
 def _cityscapes(folder: Path, found: list[Scene]) -> None:
     for i, scene in enumerate(found):
         stem, values = f"micro_{i:06d}_000019", np.where(scene.entity_map > 0, 26000 + scene.entity_map.astype(np.int32), 4)  # 26 car, 4 static
-        _save(folder / f"leftImg8bit/val/micro/{stem}_leftImg8bit.png", scene.image)
-        _save(folder / f"gtFine/val/micro/{stem}_gtFine_instanceIds.png", values.astype(np.uint16))
+        write_image(folder / f"leftImg8bit/val/micro/{stem}_leftImg8bit.png", scene.image)
+        write_image(folder / f"gtFine/val/micro/{stem}_gtFine_instanceIds.png", values.astype(np.uint16))
 
 
 def _egohos(folder: Path, found: list[Scene]) -> None:
     for i, scene in enumerate(found):
         split = "test_indomain" if 2 * i < len(found) else "test_outdomain"
-        _save(folder / split / f"image/{i:05d}.jpg", scene.image)
-        _save(folder / split / f"label/{i:05d}.png", np.minimum(scene.entity_map, 8))
+        write_image(folder / split / f"image/{i:05d}.jpg", scene.image)
+        write_image(folder / split / f"label/{i:05d}.png", np.minimum(scene.entity_map, 8))
 
 
 def _dram(folder: Path, found: list[Scene]) -> None:
     for i, scene in enumerate(found):
         place = folder / f"test/movement-{i % 2}/artist/{i:03d}"
-        _save(place.with_suffix(".jpg"), scene.image)
-        _save(place.with_suffix(".png"), classes(scene))
+        write_image(place.with_suffix(".jpg"), scene.image)
+        write_image(place.with_suffix(".png"), classes(scene))
 
 
 def _ishape(folder: Path, found: list[Scene]) -> None:
     for i, scene in enumerate(found):
         place = folder / ("fence" if i % 2 else "wire") / "val"
-        _save(place / f"image/{i:05d}.jpg", scene.image)
-        _save(place / f"instance_map/{i:05d}.png", scene.entity_map.astype(np.uint16))
+        write_image(place / f"image/{i:05d}.jpg", scene.image)
+        write_image(place / f"instance_map/{i:05d}.png", scene.entity_map.astype(np.uint16))
 
 
 def _gtav(folder: Path, found: list[Scene]) -> None:
     for i, scene in enumerate(found, 1):
-        _save(folder / f"images/{i:05d}.png", scene.image)
+        write_image(folder / f"images/{i:05d}.png", scene.image)
         path = folder / f"labels/{i:05d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         picture = Image.fromarray(np.array([0, 24, 26, 33], np.uint8)[classes(scene)], "P")  # person, car, bicycle
@@ -105,7 +105,7 @@ def _ndd20(folder: Path, found: list[Scene]) -> None:
         records = {}
         for i, scene in enumerate(found[k::2]):
             name = f"{i}.jpg"
-            _save(folder / place / name, scene.image)
+            write_image(folder / place / name, scene.image)
             outlines = [outline for mask in masks_of(scene, "entity") for outline in _outlines(mask)[:1]]
             shapes = [{"name": "polyline", "all_points_x": o[0::2], "all_points_y": o[1::2]} for o in outlines]
             records[f"{name}-1"] = {"filename": name, "size": -1, "regions": [{"shape_attributes": shape, "region_attributes": {}} for shape in shapes], "file_attributes": {}}
@@ -116,7 +116,7 @@ def _trashcan(folder: Path, found: list[Scene]) -> None:
     place, images, annotations = folder / "dataset/instance_version", [], []
     for i, scene in enumerate(found):
         name = f"vid_{i:06d}_frame0000001.jpg"
-        _save(place / "train" / name, scene.image)
+        write_image(place / "train" / name, scene.image)
         images.append({"id": i + 1, "file_name": name, "height": scene.image.shape[0], "width": scene.image.shape[1]})
         for mask in masks_of(scene, "entity"):
             annotations.append({"id": len(annotations) + 1, "image_id": i + 1, "category_id": 1, "iscrowd": 0, "segmentation": _outlines(mask), "area": int(mask.sum())})
@@ -125,8 +125,8 @@ def _trashcan(folder: Path, found: list[Scene]) -> None:
 
 def _ibd(folder: Path, found: list[Scene]) -> None:
     for i, scene in enumerate(found):
-        _save(folder / f"images/{i:05d}.png", scene.image)
-        _save(folder / f"masks/{i:05d}.png", scene.entity_map)
+        write_image(folder / f"images/{i:05d}.png", scene.image)
+        write_image(folder / f"masks/{i:05d}.png", scene.entity_map)
 
 
 WRITERS: dict[str, Callable[[Path, list[Scene]], None]] = {
@@ -139,12 +139,6 @@ def _outlines(mask: np.ndarray) -> list[list[int]]:
     contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     usable = [contour.reshape(-1).tolist() for contour in contours if len(contour) >= 3]
     return sorted(usable, key=len, reverse=True)
-
-
-def _save(path: Path, pixels: np.ndarray) -> None:
-    """JPEG (quality 95, no chroma subsampling) for .jpg, PNG otherwise; (H, W) uint8 or uint16, or (H, W, 3) uint8."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(path, **({"quality": 95, "subsampling": 0} if path.suffix == ".jpg" else {}))
 
 
 def _json(path: Path, content: dict) -> None:

@@ -1,6 +1,7 @@
 """Adapters for label maps: LV-MHP v2 (Bodypart) and EasyPortrait."""
 
 from collections import defaultdict
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -20,15 +21,15 @@ def lv_mhp(root: Path, split: str = "val") -> list[Entry]:
     no list ("the first 1,000 of val" is taken to mean this order). Raises FileNotFoundError if a folder is missing.
     """
     images, people = root / split / "images", defaultdict(list)
-    for path in sorted(_existing(root / split / "parsing_annos").glob("*.png")):
+    for path in sorted(existing(root / split / "parsing_annos").glob("*.png")):
         people[path.stem.split("_")[0]].append(path)
     listing = root / "list" / f"{split}.txt"
     if listing.is_file():
         ids = [Path(line).stem for line in listing.read_text().split()]
     else:
-        ids = sorted({f.stem for f in _existing(images).glob("*.jpg")} | set(people), key=lambda i: (len(i), i))
+        ids = sorted({f.stem for f in existing(images).glob("*.jpg")} | set(people), key=lambda i: (len(i), i))
     return [
-        Entry(i, images / f"{i}.jpg", partial(load_labels, images / f"{i}.jpg", tuple(people[i]), range(1, 256)))
+        Entry(i, images / f"{i}.jpg", partial(load_labels, images / f"{i}.jpg", tuple(people[i]), positive))
         for i in ids
     ]
 
@@ -39,15 +40,23 @@ def easyportrait(root: Path, split: str = "val") -> list[Entry]:
     Parts are the labels of `PORTRAIT_PARTS`. "The first 1,000 of val" is taken in the order of the names.
     """
     images, labels = root / "images" / split, root / "annotations" / split
-    stems = {f.stem for f in _existing(images).glob("*.jpg")} | {f.stem for f in _existing(labels).glob("*.png")}
+    stems = {f.stem for f in existing(images).glob("*.jpg")} | {f.stem for f in existing(labels).glob("*.png")}
     return [
-        Entry(s, images / f"{s}.jpg", partial(load_labels, images / f"{s}.jpg", (labels / f"{s}.png",), PORTRAIT_PARTS))
+        Entry(s, images / f"{s}.jpg", partial(load_labels, images / f"{s}.jpg", (labels / f"{s}.png",), _portrait_part))
         for s in sorted(stems)
     ]
 
 
-def load_labels(image_path: Path, label_paths: tuple[Path, ...], labels: range) -> Loaded:
-    """Image (H, W, 3) uint8 and a mask (M, H, W) bool for each of `labels` present in each label map.
+def positive(value: int) -> bool:
+    return value > 0
+
+
+def _portrait_part(value: int) -> bool:
+    return value in PORTRAIT_PARTS
+
+
+def load_labels(image_path: Path, label_paths: tuple[Path, ...], counts: Callable[[int], bool]) -> Loaded:
+    """Image (H, W, 3) uint8 and a mask (M, H, W) bool for each value of each label map (up to 16 bit) that `counts`.
 
     Raises BadSampleError if a file is bad, sizes differ, or no label is present.
     """
@@ -55,14 +64,15 @@ def load_labels(image_path: Path, label_paths: tuple[Path, ...], labels: range) 
     for path in label_paths:
         found = read_labels(path)
         require_same_size(image, image_path, found, path)
-        masks += [found == label for label in np.unique(found) if label in labels]
+        masks += [found == value for value in np.unique(found).tolist() if counts(value)]
     if not masks:
         where = label_paths[0] if label_paths else image_path
-        raise BadSampleError(where, f"no part is labeled for the image {image_path}; remove it or restore its label map")
+        raise BadSampleError(where, f"holds no mask for the image {image_path}; remove it or restore its label map")
     return image, np.stack(masks), {}
 
 
-def _existing(folder: Path) -> Path:
+def existing(folder: Path) -> Path:
+    """The folder, or FileNotFoundError."""
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: folder is missing; unpack the data set so that it exists")
     return folder

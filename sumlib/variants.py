@@ -1,0 +1,171 @@
+"""Other ways to build the mask-refinement module, which the paper compares with its own (Figures 7 and 8)."""
+
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+import pandas as pd
+import torch
+from segment_anything.modeling import ImageEncoderViT
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sumlib.adapters import add_adapters, light_parameters
+from sumlib.bar import with_bar
+from sumlib.config import RefineConfig
+from sumlib.data import Sample
+from sumlib.hq import hq_parameters, noised_mask
+from sumlib.masks import mask_box
+from sumlib.model import Sum, build_like
+from sumlib.parallel import each
+from sumlib.refinement import measure_refinement
+from sumlib.refiner import Pairs, Refiner, make_pairs, train_refiner
+from sumlib.sampler import sample_point
+
+
+class HqRefiner(Refiner):
+    """HQ-SAM's head on a frozen SAM; with ``mask_only`` it sees neither box nor point."""
+
+    def __init__(self, model: Sum, mask_only: bool):
+        nn.Module.__init__(self)
+        self.network, self.mask_only = model.requires_grad_(False), mask_only
+        for parameter in hq_parameters(model.hq, task_prompt=False):
+            parameter.requires_grad_(True)
+
+    def embed(self, embeddings: Tensor, pixels: Tensor) -> Tensor:
+        return self.network.encode(pixels)
+
+    def forward(self, embeddings: Tensor, logits: Tensor, boxes: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
+        if not self.mask_only:
+            return super().forward(embeddings, logits, boxes, points)
+        nothing = torch.full((len(points), 1), -1, device=points.device)
+        low, score = self.network.decode_codes(embeddings, points[:, None], nothing, mask_inputs=self.mask_prompt(logits))
+        return low[:, 0], score[:, 0]
+
+
+class EncoderRefiner(Refiner):
+    """The module with an image encoder of its own: (B, 3, S, S) -> (B, C, h, w)."""
+
+    def __init__(self, model: Sum, encoder: ImageEncoderViT, trained: Sequence[nn.Parameter] | None = None):
+        """``trained`` are the encoder's parameters that move; None: all."""
+        super().__init__(model)
+        self.encoder = encoder.requires_grad_(trained is None)
+        for parameter in trained or ():
+            parameter.requires_grad_(True)
+
+    def embed(self, embeddings: Tensor, pixels: Tensor) -> Tensor:
+        return self.encoder(pixels)
+
+
+def synthetic_pairs(
+    model: Sum, embeddings: Tensor, image: Tensor, target: Tensor, config: RefineConfig, *, generator: torch.Generator, inside: Tensor | None = None,
+) -> Pairs:  # fmt: skip
+    """As `refiner.make_pairs`, with the human mask distorted (`hq.noised_mask`) in place of SAM's; none is filtered but empty ones."""
+    low = noised_mask(target, model.sam.prompt_encoder.mask_input_size[0], generator)
+    full = low if low.shape[-1] == target.shape[-1] else F.interpolate(low, target.shape[-2:], mode="bilinear", align_corners=False)
+    masks = full[:, 0] > 0 if inside is None else (full[:, 0] > 0) & inside
+    points, _ = sample_point(target, generator=generator)
+    keep = masks.flatten(1).any(1)
+    return Pairs(image, low[:, 0], mask_box(masks), points.float(), target, masks)[keep]
+
+
+def masked_autoencoder(
+    model: Sum, images: Sequence[Sample], *, iterations: int, generator: torch.Generator, batch: int = 16, hidden: float = 0.6, lr: float = 1e-3, progress: bool = True,
+) -> ImageEncoderViT:  # fmt: skip
+    """A fresh image encoder of ``model``'s architecture that has learnt to paint ``images`` where a share ``hidden`` of their blocks is blank.
+
+    The masked patches are blank pixels, as in SimMIM, since the encoder has convolutions and windows; blocks are two patches wide.
+    """
+    with torch.random.fork_rng(devices=[]):  # its modules draw their first weights from the global generator
+        torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))
+        encoder = build_like(model.sam).image_encoder
+        grid = model.sam.prompt_encoder.image_embedding_size[0]
+        patch = encoder.img_size // grid
+        head = nn.Conv2d(model.sam.prompt_encoder.embed_dim, 3 * patch**2, 1)
+    pixels = torch.stack([model.preprocess(sample.image) for sample in images])
+    parameters = [*encoder.parameters(), *head.parameters()]
+    optimiser = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.05)
+    for step in with_bar(range(iterations), "masked autoencoder", progress):
+        for group in optimiser.param_groups:
+            group["lr"] = lr * min(1.0, (step + 1) / (0.1 * iterations + 1), 2 * (1 - step / iterations))
+        real = pixels[torch.randint(len(pixels), (batch,), generator=generator)]
+        blank = (torch.rand(batch, 1, grid // 2, grid // 2, generator=generator) < hidden).float()
+        blank = F.interpolate(blank, scale_factor=2 * patch, mode="nearest")
+        painted = F.pixel_shuffle(head(encoder(real * (1 - blank))), patch)
+        loss = ((painted - real).abs() * blank).sum() / (3 * blank.sum()).clamp(min=1)
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+    return encoder
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A way to build and train the module."""
+
+    title: str
+    figure: int
+    """Of the paper."""
+    build: Callable[[Sum, torch.Generator, Sequence[Sample]], Refiner] | None = None
+    """From the foundation model, a generator and unlabeled images; None: the method's `Refiner`."""
+    make: Callable[..., Pairs] = make_pairs
+    changed: Mapping = field(default_factory=dict)
+    """Settings of `RefineConfig` other than the method's."""
+
+
+def _hq(model: Sum, generator: torch.Generator, images: Sequence[Sample]) -> Refiner:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))
+        return HqRefiner(Sum(deepcopy(model.sam), hq=True), mask_only=True)
+
+
+def _adapted(model: Sum, generator: torch.Generator, images: Sequence[Sample], width: int = 32) -> Refiner:
+    encoder = deepcopy(model.sam.image_encoder)
+    add_adapters(encoder, width, generator)
+    return EncoderRefiner(model, encoder, light_parameters(encoder))
+
+
+def _mae(model: Sum, generator: torch.Generator, images: Sequence[Sample], iterations: int) -> Refiner:
+    return EncoderRefiner(model, masked_autoencoder(model, images, iterations=iterations, generator=generator, progress=False))
+
+
+METHOD, HQ_SAM = "mask-refinement module", "HQ-SAM"
+"""Titles of what other stages train: the method's own module, and HQ-SAM, which is given the same prompts."""
+
+
+def variants(mae_iterations: int = 200) -> dict[str, Variant]:
+    """All variants that are trained for the comparison."""
+    nothing = {"min_iou": 0.0, "pred_iou_thresh": 0.0, "stability_thresh": 0.0}
+    return {
+        "hq-mp": Variant("HQ-SAM MP", 7, _hq, synthetic_pairs),
+        "hq-mp-sam": Variant("HQ-SAM MP, SAM's masks", 7, _hq),
+        "no-filter": Variant("without filtering", 8, changed=nothing),
+        "synthetic": Variant("synthetic masks", 8, make=synthetic_pairs),
+        "mae": Variant("MAE encoder", 8, partial(_mae, iterations=mae_iterations)),
+        "adapter": Variant("encoder adapter", 8, _adapted),
+    }
+
+
+def compare_variants(
+    model: Sum, ready: Mapping[str, Refiner], human: Sequence[Sample], unlabeled: Sequence[Sample], sets: Mapping[str, Sequence[Sample]], config: RefineConfig,
+    chosen: Mapping[str, Variant], *, workers: int = 1, progress: bool = True,
+) -> tuple[dict[str, dict], dict[str, pd.DataFrame]]:  # fmt: skip
+    """Train each variant as ``config`` says and measure it on ``sets`` {name: images}, with the refiners that are ``ready`` {title: refiner}.
+
+    Returns by title the "levels" of `measure_refinement` from one point, and the logs of those that were trained. The variants are shared by
+    ``workers`` processes.
+    """
+    def build(title: str) -> tuple[dict, pd.DataFrame | None]:
+        refiner, log = ready.get(title), None
+        if refiner is None:
+            variant, generator = named[title], torch.Generator().manual_seed(config.seed)
+            refiner = variant.build(model, generator, unlabeled) if variant.build else None
+            refiner, log = train_refiner(model, human, replace(config, **variant.changed), generator=generator, refiner=refiner, make=variant.make, progress=False)
+        return measure_refinement(model, refiner, sets, progress=False)["levels"], log
+
+    named = {variant.title: variant for variant in chosen.values()}
+    titles = [*ready, *named]
+    found = dict(zip(titles, with_bar(each(build, titles, workers), "variants", progress, total=len(titles))))
+    return {title: levels for title, (levels, _) in found.items()}, {title: log for title, (_, log) in found.items() if log is not None}

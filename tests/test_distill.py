@@ -1,0 +1,65 @@
+"""Smaller micro SAMs: what they inherit, what they learn, and the file they become."""
+
+from functools import partial
+
+import pytest
+import torch
+
+from sumlib.distill import BLOCKS, Distillation, write
+from sumlib.foundation import FoundationConfig, make_store
+from sumlib.model import load_sam, read_metadata
+
+CONFIG = FoundationConfig(type="micro_b", scenes=4, iterations=2, dense_only=1.0, images=2, prompts=2, workers=1, finish=1, finish_rounds=(2,), lr=1e-3)
+
+
+@pytest.fixture(scope="module")
+def teacher():
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        return load_sam("micro")
+
+
+@pytest.fixture(scope="module")
+def store():
+    return make_store(4, seed=1, workers=1)
+
+
+@pytest.mark.parametrize("model_type", BLOCKS)
+def test_a_smaller_model_starts_from_some_of_the_larger_ones_blocks(model_type, teacher):
+    config = FoundationConfig(type=model_type, workers=1)
+    small, large = Distillation(config, 0, False, teacher=teacher).model.sam, teacher.state_dict()
+    for name, value in small.state_dict().items():
+        parts = name.split(".")
+        if name.startswith("image_encoder.blocks."):
+            parts[2] = str(BLOCKS[model_type][int(parts[2])])
+        assert torch.equal(value, large[".".join(parts)]), name
+    kinds = [block.window_size for block in small.image_encoder.blocks]
+    assert kinds == [teacher.image_encoder.blocks[k].window_size for k in BLOCKS[model_type]]
+
+
+def test_it_learns_the_embeddings_then_the_masks_and_resumes(teacher, store, tmp_path):
+    make = partial(Distillation, CONFIG, 0, bf16=False, teacher=teacher)
+    whole, killed, resumed = make(), make(), make()
+    with torch.no_grad():
+        before = {name: value.clone() for name, value in whole.model.state_dict().items()}
+    losses = [whole.iterate(store) for _ in range(2)]
+    decoder = "sam.mask_decoder.mask_tokens.weight"
+    assert torch.equal(whole.model.state_dict()[decoder], before[decoder])  # embeddings alone so far
+    assert not torch.equal(whole.model.state_dict()["sam.image_encoder.blocks.1.attn.qkv.weight"], before["sam.image_encoder.blocks.1.attn.qkv.weight"])
+    losses.append(whole.iterate(store))
+    assert not torch.equal(whole.model.state_dict()[decoder], before[decoder])
+    again = [killed.iterate(store)]
+    killed.save(tmp_path / "last.pt")
+    resumed.load(tmp_path / "last.pt")
+    again += [resumed.iterate(store) for _ in range(2)]
+    assert again == losses and all(torch.equal(value, resumed.model.state_dict()[name]) for name, value in whole.model.state_dict().items())
+    assert all(torch.equal(a, b) for a, b in zip(teacher.state_dict().values(), whole.teacher.sam.state_dict().values()))
+
+
+def test_half_precision_is_enough(teacher, tmp_path):
+    state = Distillation(CONFIG, 0, False, teacher=teacher)
+    expected = {name: value.clone() for name, value in state.model.sam.state_dict().items()}
+    write(tmp_path / "b.safetensors", state.model.sam, CONFIG)
+    again = load_sam("micro_b", tmp_path / "b.safetensors").state_dict()
+    assert all(torch.allclose(again[name], value, rtol=1e-3, atol=1e-4) and again[name].dtype == torch.float32 for name, value in expected.items())
+    assert read_metadata(tmp_path / "b.safetensors")["config"]["type"] == "micro_b"

@@ -1,0 +1,104 @@
+"""Other refinement modules: what they see, what of them is trained, and that they are measured on the same masks."""
+
+import numpy as np
+import pytest
+import torch
+
+from sumlib.config import RefineConfig
+from sumlib.data import Sample
+from sumlib.data.world import Style, make_scene
+from sumlib.masks import mask_box
+from sumlib.model import Sum, load_sam
+from sumlib.refinement import changes
+from sumlib.refiner import Refiner, refine, train_refiner
+from sumlib.variants import METHOD, HqRefiner, compare_variants, masked_autoencoder, synthetic_pairs, variants
+
+CONFIG = RefineConfig(iterations=2, images=2, masks_per_image=2, lr=2e-3, min_iou=0.0, pred_iou_thresh=0.0, stability_thresh=0.0,
+                      stability_offset=0.01, holdout=0.25, seed=0)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def model() -> Sum:
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        model = Sum(load_sam("micro_b"))
+    model.sam.mask_decoder.iou_prediction_head.layers[-1].bias.data += 2.0  # an untrained model predicts about 0
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def samples() -> list[Sample]:
+    scenes = [make_scene(np.random.default_rng(k), Style()) for k in range(6)]
+    return [Sample(f"image{k}", s.image, s.masks("entity"), 2, "EntitySeg") for k, s in enumerate(scenes)]
+
+
+def rng(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_each_variant_trains_what_it_should(model, samples):
+    expected = {"hq-mp": {"network.hq"}, "hq-mp-sam": {"network.hq"}, "no-filter": {"network.sam"}, "synthetic": {"network.sam"}, "mae": {"network.sam", "encoder"},
+                "adapter": {"network.sam", "encoder"}}  # fmt: skip
+    frozen = {name: value.clone() for name, value in model.state_dict().items()}
+    for key, variant in variants(mae_iterations=1).items():
+        start = variant.build(model, rng(), samples) if variant.build else Refiner(model)
+        before = {name: value.clone() for name, value in start.state_dict().items()}
+        after, log = train_refiner(model, samples, CONFIG, generator=rng(), progress=False, refiner=start, make=variant.make)
+        trained = {name for name, p in after.named_parameters() if p.requires_grad}
+        assert {".".join(name.split(".")[: 2 if name.startswith("network") else 1]) for name in trained} == expected[key], key
+        if key == "adapter":
+            assert all(".adapter." in name for name in trained if name.startswith("encoder."))
+        moved = {name for name, value in after.state_dict().items() if not torch.equal(value, before[name])}
+        assert moved <= trained and np.isfinite(log["loss"][1:]).all() and not after.training, key
+    assert all(torch.equal(value, frozen[name]) for name, value in model.state_dict().items())
+
+
+def test_a_mask_only_module_sees_neither_box_nor_point(model, samples):
+    pixels = model.preprocess(samples[0].image)[None]
+    logits, boxes, points = torch.randn(1, 64, 64, generator=rng()), torch.tensor([[4.0, 4, 30, 30]]), torch.tensor([[9.0, 9]])
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        head = Sum(model.sam, hq=True)
+    for mask_only in (True, False):
+        refiner = HqRefiner(head, mask_only).eval()
+        seen = refiner.embed(torch.zeros(0), pixels)
+        first, other = refine(refiner, seen, logits, boxes, points), refine(refiner, seen, logits, boxes + 20, points + 20)
+        assert torch.equal(first, other) == mask_only and first.shape == (1, 64, 64)
+        assert not torch.equal(first, refine(refiner, seen, -logits, boxes, points))
+
+
+def test_synthetic_masks_are_near_the_human_ones_but_not_the_same(model, samples):
+    target = torch.from_numpy(samples[0].masks)
+    inside = torch.ones(target.shape, dtype=torch.bool)
+    inside[:, :, 60:] = False
+    pairs = synthetic_pairs(model, torch.zeros(1), torch.zeros(len(target), dtype=torch.long), target, CONFIG, generator=rng(), inside=inside)
+    assert 0 < len(pairs) <= len(target) and not pairs.masks[:, :, 60:].any() and torch.equal(pairs.boxes, mask_box(pairs.masks))
+    wrong = (pairs.masks != pairs.target).flatten(1).sum(1)
+    assert (wrong > 0).all() and wrong.sum() < pairs.target.sum()
+    assert pairs.target[torch.arange(len(pairs)), pairs.points[:, 1].long(), pairs.points[:, 0].long()].all()
+
+
+def test_the_masked_autoencoder_learns_and_repeats(model, samples):
+    def weights(iterations: int, seed: int = 0) -> torch.Tensor:
+        return torch.cat([p.flatten() for p in masked_autoencoder(model, samples, iterations=iterations, generator=rng(seed), batch=2, progress=False).parameters()])
+
+    state = torch.get_rng_state()
+    fresh, trained = weights(0), weights(2)
+    assert torch.equal(trained, weights(2)) and not torch.equal(trained, fresh) and not torch.equal(trained, weights(2, seed=1))
+    assert torch.equal(state, torch.get_rng_state()) and not torch.equal(fresh, torch.cat([p.flatten() for p in model.sam.image_encoder.parameters()]))
+
+
+def test_variants_are_compared_on_the_same_masks_whatever_the_workers(model, samples):
+    sets = {"A": samples[:2], "B": samples[2:4]}
+    chosen = {key: variant for key, variant in variants().items() if key in ("synthetic", "hq-mp")}
+    (one, logs), (two, _) = (compare_variants(model, {METHOD: Refiner(model).eval()}, samples, samples, sets, CONFIG, chosen, workers=n, progress=False) for n in (1, 2))
+    assert list(one) == list(two) == [METHOD, "HQ-SAM MP", "synthetic masks"] and set(logs) == {"HQ-SAM MP", "synthetic masks"}
+    for title in one:
+        assert one[title]["A"]["sam_iou"] == one[METHOD]["A"]["sam_iou"]
+        assert np.allclose(one[title]["B"]["refined_iou"], two[title]["B"]["refined_iou"], atol=1e-3)
+    table = changes(one, {"first": ["A"], "second": ["B"]}, draws=200)
+    assert len(table) == 3 * 2 * 3 and (table["low"] <= table["high"]).all()
+    row = table.set_index(["name", "metric", "task"]).loc[(METHOD, "mIoU", "first")]
+    assert row["refined"] == pytest.approx(100 * np.mean(one[METHOD]["A"]["refined_iou"])) and row["difference"] == pytest.approx(row["refined"] - row["sam"])
+    everything = table.query("name == @METHOD and metric == 'mIoU'").set_index("task")["sam"]
+    assert everything["all"] == pytest.approx((everything["first"] + everything["second"]) / 2)
