@@ -1,4 +1,4 @@
-"""The paper's claims C1-C8 (METHOD.md section 10) and the central result of this repository, judged by measurement.
+"""The claims of `sumlib.claim_list`, judged by measurement.
 
 A claim is a list of comparisons. Each is a linear contrast of models' scores with the sign that the claim demands, its 95 % interval by the paired bootstrap
 over images (`sumlib.bootstrap`), and its value for each training seed. `RULE` says how verdicts follow from them. Nothing here knows what the paper measured:
@@ -6,62 +6,23 @@ its numbers are shown beside ours and judge nothing.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from sumlib.bootstrap import Bootstrap, Estimate, MissingRun, Model, image_draw, interval, ratio_difference
-from sumlib.report import TASKS, dataset_order, fixed, markdown_table, paper_tables, write_csv, write_text
+from sumlib.bootstrap import Bootstrap, Estimate, MissingRun, image_draw, interval, ratio_difference
+from sumlib.claim_list import SHOWN, Claim, Comparison, list_claims, medium, minus
+from sumlib.report import dataset_order, fixed, markdown_table, paper_tables, write_csv, write_text
 
-HOLDS, FAILS, UNDECIDED, SHOWN = "holds", "does not hold", "undecided", "shown"
+HOLDS, FAILS, UNDECIDED = "holds", "does not hold", "undecided"
 SMALL = 1.0  # points: a difference inside +-SMALL "does not matter"
 RULE = f"""A comparison *holds* when its whole 95 % interval lies on the claimed side of 0 (for "none": inside ±{SMALL:g} point) and the value of every training
 seed does too; it *does not hold* when the whole interval lies on the other side (for "none": outside ±{SMALL:g} point); otherwise it is *undecided*. A claim holds
 when all its judged comparisons hold, does not hold when one of them does not, and is undecided otherwise. Comparisons marked *shown* are not judged. Intervals
 come from 2,000 paired resamples of the test images within each data set; "seeds" gives the number of trainings and the smallest and largest difference among
 them (– where a comparison has one training only, so that its spread is unknown). Intervals are per comparison, not corrected for their number."""
-
-WHY_PARTS = """`figures/rims.png` measures on the development set how far outlines learnt on whole objects carry over to parts: to their edges
-towards the background, and to those inside the object, which no human mask of FT-Medium shows."""
-
-SAM: Model = ("SAM", "none")
-LIGHT = ("Decoder+Prompt-Encoder FT", "Adapter FT", "LoRA FT")
-"""Lightweight schemes, on salient human masks alone (METHOD section 7)."""
-
-
-def small(model: str) -> Model:
-    return (model, "FT-Small")
-
-
-def medium(model: str) -> Model:
-    return (model, "FT-Medium")
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """One measured difference. `models`: weights of the contrast; `where`: task group, "all", data set or weights of data sets (`place` names them)."""
-
-    what: str
-    models: Mapping[Model, float]
-    where: str | Mapping[str, float]
-    rounds: int
-    metric: str = "mIoU"
-    expected: str = ">0"  # ">0", "<0", "none" (no difference that matters) or "shown"
-    prompt: str = "point"
-    place: str = ""
-    setting: str = "oracle"
-
-
-@dataclass(frozen=True)
-class Claim:
-    """A claim of the paper: key ("C1"), what is claimed, the comparisons that test it, and what limits the test."""
-
-    key: str
-    statement: str
-    comparisons: Sequence[Comparison] = ()
-    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -88,82 +49,7 @@ class Judged:
     findings: list[Finding]
     verdict: str
     reason: str
-    remark: str = field(default="")
-
-
-def _grid(what, models, *, tasks=TASKS, rounds=(1, 3, 6), metrics=("mIoU", "mBIoU"), expected=">0", prompt="point") -> list[Comparison]:
-    return [Comparison(what, models, task, n, metric, expected, prompt) for n in rounds for metric in metrics for task in tasks]
-
-
-def _forgetting(scheme: str, setting: str = "oracle") -> list[Comparison]:
-    """C1 for a lightweight scheme: more on salient objects, less on the others, at 1 point."""
-    models = _minus(small(scheme), SAM)
-    return [Comparison(f"{scheme} − SAM", models, task, 1, expected=expected, setting=setting) for task, expected in (("salient", ">0"), ("entity", "<0"), ("part", "<0"))]
-
-
-def _minus(a: Model, b: Model) -> dict[Model, float]:
-    return {a: 1.0, b: -1.0}
-
-
-def list_claims() -> list[Claim]:
-    """The central result first, then C1-C9 in order (C4's comparisons come from the refinement metrics, see `judge_refinement`)."""
-    human, vanilla, total = small("Human-annotation-only"), small("Vanilla"), medium("SUM")
-    plain, refined, always = medium("SUM w/o Task Prompt"), medium("Mask Refinement"), medium("SUM Continuous TP")
-    uniform = medium("SUM w/o uncertainty sampling")
-    forgetting = _grid("Human-only (salient) − SAM", _minus(human, SAM), tasks=("entity", "part"), rounds=(1,), metrics=("mIoU",), expected="<0")
-    boundary = dict(rounds=1, prompt="boundary-point")
-    order = [name for names in dataset_order().values() for name in names]
-    intricate = ("DIS-VD", "ThinObject5K")
-    most = {name: 1 / 2 if name in intricate else -1 / (len(order) - 2) for name in order}
-    return [
-        Claim("central", "Human-only (salient) falls below SAM on entities and parts at 1 point; SUM (FT-Medium) is above SAM in mIoU and mBIoU in every task "
-              "group at 1, 3 and 6 points, and above Vanilla in mBIoU; the task prompt helps on salient objects at 1 point.",
-              forgetting + _grid("SUM − SAM", _minus(total, SAM)) + _grid("SUM − Vanilla", _minus(total, medium("Vanilla")), metrics=("mBIoU",))
-              + _grid("SUM − SUM w/o Task Prompt", _minus(total, plain), tasks=("salient",), rounds=(1,), metrics=("mIoU",)), WHY_PARTS),
-        Claim("C1", "Fine-tuning on salient data only raises salient scores and lowers entity and part scores below SAM, whatever the scheme.",
-              _grid("Human-only (salient) − SAM", _minus(human, SAM), tasks=("salient",), rounds=(1,)) + forgetting
-              + [c for scheme in LIGHT for c in _forgetting(scheme)] + _forgetting("HQ-SAM", "single")
-              + _grid("Human-only (salient) − SAM", _minus(human, SAM), tasks=("entity", "part"), rounds=(3, 6), metrics=("mIoU",), expected=SHOWN),
-              "HQ-SAM is compared with one fixed output of both models, as in the paper; all others with the best of three."),
-        Claim("C2", "Vanilla prevents most forgetting but gains little.", [
-            *(Comparison("Vanilla − half way from Human-only to SAM (more than half of the forgetting is prevented)",
-                         {vanilla: 1.0, human: -0.5, SAM: -0.5}, task, 1) for task in ("entity", "part")),
-            Comparison("half of SUM's gain over SAM − Vanilla's gain", {total: 0.5, SAM: 0.5, medium("Vanilla"): -1.0}, "all", 1),
-            Comparison("Vanilla − SAM", _minus(medium("Vanilla"), SAM), "all", 1, expected=SHOWN),
-            Comparison("Vanilla (FT-Small) − SAM", _minus(vanilla, SAM), "all", 3, expected=SHOWN)],
-            "\"Most\" is read as more than half of Human-only's loss, \"little\" as less than half of SUM's gain at 1 point."),
-        Claim("C3", "SUM beats SAM over the rounds on all three tasks (paper: by 3-6 points mIoU and 4-7 points mBIoU), part included although no part mask is in "
-              "the human data.", _grid("SUM − SAM", _minus(total, SAM)) + _grid("SUM − SAM", _minus(total, SAM), tasks=("all",), expected=SHOWN),
-              f"The sign is judged; sizes belong to the scale of the model. {WHY_PARTS}"),
-        Claim("C4", "Refined masks are better than SAM's on average, not always; certainty predicts correctness."),
-        Claim("C5", "Uncertainty-aware loss and sampling beat using refined masks as labels, mostly on parts.",
-              _grid("SUM w/o Task Prompt − Mask Refinement", _minus(plain, refined), tasks=("part", "all"), rounds=(1, 3), metrics=("mIoU",))
-              + [Comparison("the same, part − mean of salient and entity", _minus(plain, refined), _part_minus_rest(), n, place="part − others") for n in (1, 3)]
-              + _grid("SUM w/o Task Prompt − Mask Refinement", _minus(plain, refined), rounds=(6,), metrics=("mIoU",), expected=SHOWN),
-              "Both without task prompt, so that only the use of the uncertainty differs."),
-        Claim("C6", "The task prompt helps at 1 point on every task; at 3 points it no longer matters; given in every round it hurts at 3 points.",
-              _grid("SUM − SUM w/o Task Prompt", _minus(total, plain), rounds=(1,), metrics=("mIoU",))
-              + _grid("SUM − SUM w/o Task Prompt", _minus(total, plain), rounds=(3,), metrics=("mIoU",), expected="none")
-              + _grid("SUM − SUM Continuous TP", _minus(total, always), tasks=("all",), rounds=(3,), metrics=("mIoU",))
-              + _grid("SUM − SUM Continuous TP", _minus(total, always), rounds=(3,), metrics=("mIoU",), expected=SHOWN)),
-        Claim("C7", "Uncertainty-aware sampling helps most with boundary points on intricate sets (paper: DIS-VD +4.1, ThinObject5K +4.5 mIoU).", [
-            *(Comparison("SUM − SUM w/o uncertainty sampling", _minus(total, uniform), name, **boundary) for name in intricate),
-            Comparison("the same, mean of these two − mean of the other twelve", _minus(total, uniform), most, place="intricate − others", **boundary),
-            *(Comparison("SUM − SUM w/o uncertainty sampling", _minus(total, uniform), task, expected=SHOWN, **boundary) for task in (*TASKS, "all"))]),
-        Claim("C8", "More human data helps: overall 1-point mIoU rises from SAM to SUM at FT-Small, FT-Medium and FT-Large.", [
-            Comparison(f"SUM {size} − {before}", _minus(("SUM", size), model), "all", 1)
-            for size, before, model in (("FT-Small", "SAM", SAM), ("FT-Medium", "SUM FT-Small", small("SUM")), ("FT-Large", "SUM FT-Medium", total))]),
-        Claim("C9", "A theta too low hurts salient objects and entities, one too high hurts parts.",
-              _grid("SUM (theta 0.6) − SUM theta = 0.2", _minus(total, medium("SUM theta = 0.2")), tasks=("salient", "entity"), rounds=(1, 3), metrics=("mIoU",))
-              + _grid("SUM (theta 0.6) − SUM theta = 0.8", _minus(total, medium("SUM theta = 0.8")), tasks=("part",), rounds=(1, 3), metrics=("mIoU",))
-              + _grid("SUM (theta 0.6) − SUM theta = 0.5", _minus(total, medium("SUM theta = 0.5")), rounds=(1, 3), metrics=("mIoU",), expected=SHOWN)),
-    ]
-
-
-def _part_minus_rest() -> dict[str, float]:
-    groups = dataset_order()
-    weights = {name: 1 / len(groups["part"]) for name in groups["part"]}
-    return weights | {name: -0.5 / len(groups[task]) for task in ("salient", "entity") for name in groups[task]}
+    remark: str = ""
 
 
 def judge(estimate: Estimate, expected: str) -> str:
@@ -187,12 +73,10 @@ def judge(estimate: Estimate, expected: str) -> str:
     return FAILS if max(sign * estimate.low, sign * estimate.high) < 0 else UNDECIDED
 
 
-def judge_claims(bootstrap: Bootstrap, refinement: Mapping[str, Mapping] | None = None, *, generator: np.random.Generator,
-                 remarks: Mapping[str, str] | None = None) -> list[Judged]:
+def judge_claims(bootstrap: Bootstrap, refinement: Mapping[str, Mapping] | None = None, *, generator: np.random.Generator) -> list[Judged]:
     """Measure and judge every claim.
 
-    `refinement`: for each budget ("refine-small", ... and "pseudo_label") the metrics that `judge_refinement` reads; `generator` draws their resamples;
-    `remarks`: for a claim's key a sentence on the cause, where one was measured.
+    `refinement`: for each budget ("refine-small", ... and "pseudo_label") the metrics that `judge_refinement` reads; `generator` draws their resamples.
     """
     paper = _paper_lookup()
     judged = []
@@ -203,8 +87,21 @@ def judge_claims(bootstrap: Bootstrap, refinement: Mapping[str, Mapping] | None 
         else:
             findings = [_measure(comparison, bootstrap, paper) for comparison in claim.comparisons]
         verdict, reason = conclude(findings)
-        judged.append(Judged(claim, findings, verdict, reason, (remarks or {}).get(claim.key, "")))
+        judged.append(Judged(claim, findings, verdict, reason))
     return judged
+
+
+def read(judged: Sequence[Judged], reader: Mapping[str, tuple[str, str]]) -> list[Judged]:
+    """The claims with a reader's words on each: {key: (the verdict that they were written for, the words)}.
+
+    Where the verdict has changed since, the report says so. Raises KeyError for a claim without words.
+    """
+    told = []
+    for claim in judged:
+        verdict, words = reader[claim.claim.key]
+        stale = "" if verdict == claim.verdict else f" (Written when the verdict was \"{verdict}\": to be read again.)"
+        told.append(replace(claim, remark=f"*Reader:* {words}{stale}"))
+    return told
 
 
 def _measure(comparison: Comparison, bootstrap: Bootstrap, paper: Mapping) -> Finding:
@@ -341,7 +238,7 @@ def write_claims(judged: Sequence[Judged], folder: Path) -> list[Path]:
 def sampling_gains(bootstrap: Bootstrap) -> pd.DataFrame:
     """What uncertainty-aware sampling gains with one boundary point (Table 5, Figure 15): metric, place, paper, value, low, high (points)."""
     paper, rows = _paper_lookup(), []
-    models = _minus(medium("SUM"), medium("SUM w/o uncertainty sampling"))
+    models = minus(medium("SUM"), medium("SUM w/o uncertainty sampling"))
     for metric in ("mIoU", "mBIoU"):
         for place in [name for task, names in dataset_order().items() for name in (*names, task)] + ["all"]:
             found = _measure(Comparison("", models, place, 1, metric, SHOWN, "boundary-point"), bootstrap, paper)

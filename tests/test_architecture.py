@@ -18,7 +18,7 @@ LAYERS = [
     ["data"],
     ["refiner", "refinement", "variants", "pseudo", "smoke"],
     ["train", "teacher", "finetune", "evaluate", "foundation", "distill"],
-    ["report", "bootstrap", "figures", "claims", {"panel", "rims", "quality", "study"}, {"quality_figures", "ablation_figures"}],
+    ["report", "bootstrap", {"figures", "claim_list", "beyond"}, "claims", {"panel", "rims", "quality", "study"}, {"quality_figures", "ablation_figures", "paper_figures"}],
     ["notebook"],
 ]
 ORDER = [names if isinstance(names, set) else {names} for row in LAYERS for names in row]

@@ -27,7 +27,7 @@ def refinement(gain=0.05) -> dict:
 @pytest.fixture(scope="module")
 def judged():
     bootstrap = Bootstrap(results(RUNS, rounds=(1, 3, 6)), np.random.default_rng(0), 300)
-    return judge_claims(bootstrap, {"refine-small": refinement()}, generator=np.random.default_rng(0), remarks={"C1": "A measured cause."})
+    return judge_claims(bootstrap, {"refine-small": refinement()}, generator=np.random.default_rng(0))
 
 
 @pytest.mark.parametrize(("estimate", "expected", "verdict"), [
@@ -59,7 +59,7 @@ def test_claim_verdict_is_its_weakest_comparison():
 def test_known_differences_give_known_verdicts(judged):
     """Every fine-tuned model is 10 points above SAM and equal to the others: some claims must hold, others must not."""
     verdicts = {claim.claim.key: claim for claim in judged}
-    assert list(verdicts) == ["central", *(f"C{n}" for n in range(1, 10))]
+    assert list(verdicts) == ["central", *(f"C{n}" for n in range(1, 11))]
     assert verdicts["C3"].verdict == HOLDS and all(f.estimate.value > 3 for f in verdicts["C3"].findings)
     assert verdicts["C1"].verdict == FAILS and verdicts["central"].verdict == FAILS  # Human-only does not forget here
     assert verdicts["C4"].verdict == HOLDS
@@ -98,11 +98,16 @@ def test_missing_runs_leave_claims_undecided():
 
 
 def test_report_is_complete_and_repeatable(judged, tmp_path):
-    first = [path.read_bytes() for path in claims.write_claims(judged, tmp_path / "a")]
-    assert first == [path.read_bytes() for path in claims.write_claims(judged, tmp_path / "b")]
+    told = claims.read(judged, {claim.claim.key: (HOLDS, f"Words on {claim.claim.key}.") for claim in judged})
+    first = [path.read_bytes() for path in claims.write_claims(told, tmp_path / "a")]
+    assert first == [path.read_bytes() for path in claims.write_claims(told, tmp_path / "b")]
     text = first[0].decode()
     assert all(f"## {claim.claim.key}\n" in text and claim.claim.statement in text for claim in judged)
-    assert claims.RULE in text and "A measured cause." in text and "nan" not in text
+    assert claims.RULE in text and "nan" not in text
+    assert text.count("to be read again") == sum(claim.verdict != HOLDS for claim in judged) > 0
+    assert all(f"*Reader:* Words on {claim.claim.key}." in text for claim in judged)
+    with pytest.raises(KeyError, match="central"):
+        claims.read(judged, {})
     assert len(first[1].decode().splitlines()) == 1 + sum(len(claim.findings) for claim in judged)
 
 

@@ -40,7 +40,7 @@ def test_each_variant_trains_what_it_should(model, samples):
     expected = {"hq-mp": {"network.hq"}, "hq-mp-sam": {"network.hq"}, "no-filter": {"network.sam"}, "synthetic": {"network.sam"}, "mae": {"network.sam", "encoder"},
                 "adapter": {"network.sam", "encoder"}}  # fmt: skip
     frozen = {name: value.clone() for name, value in model.state_dict().items()}
-    for key, variant in variants(mae_iterations=1).items():
+    for key, variant in variants(CONFIG, mae_iterations=1).items():
         start = variant.build(model, rng(), samples) if variant.build else Refiner(model)
         before = {name: value.clone() for name, value in start.state_dict().items()}
         after, log = train_refiner(model, samples, CONFIG, generator=rng(), progress=False, refiner=start, make=variant.make)
@@ -90,9 +90,9 @@ def test_the_masked_autoencoder_learns_and_repeats(model, samples):
 
 def test_variants_are_compared_on_the_same_masks_whatever_the_workers(model, samples):
     sets = {"A": samples[:2], "B": samples[2:4]}
-    chosen = {key: variant for key, variant in variants().items() if key in ("synthetic", "hq-mp")}
+    chosen = {key: variant for key, variant in variants(CONFIG).items() if key in ("synthetic", "hq-mp")}
     (one, logs), (two, _) = (compare_variants(model, {METHOD: Refiner(model).eval()}, samples, samples, sets, CONFIG, chosen, workers=n, progress=False) for n in (1, 2))
-    assert list(one) == list(two) == [METHOD, "HQ-SAM MP", "synthetic masks"] and set(logs) == {"HQ-SAM MP", "synthetic masks"}
+    assert list(one) == list(two) == ["HQ-SAM MP", "synthetic masks", METHOD] and set(logs) == {"HQ-SAM MP", "synthetic masks"}
     for title in one:
         assert one[title]["A"]["sam_iou"] == one[METHOD]["A"]["sam_iou"]
         assert np.allclose(one[title]["B"]["refined_iou"], two[title]["B"]["refined_iou"], atol=1e-3)
