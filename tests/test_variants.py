@@ -1,5 +1,7 @@
 """Other refinement modules: what they see, what of them is trained, and that they are measured on the same masks."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -38,7 +40,7 @@ def rng(seed: int = 0) -> torch.Generator:
 
 def test_each_variant_trains_what_it_should(model, samples):
     expected = {"hq-mp": {"network.hq"}, "hq-mp-sam": {"network.hq"}, "no-filter": {"network.sam"}, "synthetic": {"network.sam"}, "mae": {"network.sam", "encoder"},
-                "adapter": {"network.sam", "encoder"}}  # fmt: skip
+                "adapter": {"network.sam", "encoder"}, "module": {"network.sam"}}  # fmt: skip
     frozen = {name: value.clone() for name, value in model.state_dict().items()}
     for key, variant in variants(CONFIG, mae_iterations=1).items():
         start = variant.build(model, rng(), samples) if variant.build else Refiner(model)
@@ -86,6 +88,15 @@ def test_the_masked_autoencoder_learns_and_repeats(model, samples):
     fresh, trained = weights(0), weights(2)
     assert torch.equal(trained, weights(2)) and not torch.equal(trained, fresh) and not torch.equal(trained, weights(2, seed=1))
     assert torch.equal(state, torch.get_rng_state()) and not torch.equal(fresh, torch.cat([p.flatten() for p in model.sam.image_encoder.parameters()]))
+
+
+def test_training_in_bfloat16_is_that_in_full_precision(model, samples):
+    """Autocast's cache would hold the weights as they were at the start."""
+    settings = replace(CONFIG, iterations=6, lr=1e-3)
+    _, log = train_refiner(model, samples, settings, generator=rng(), progress=False)
+    _, logs = compare_variants(model, {}, samples, samples, {"A": samples[:1]}, settings, {"module": variants(CONFIG)["module"]}, progress=False)
+    exact, found = log["loss"][1:].to_numpy(), logs[METHOD]["loss"][1:].to_numpy()
+    assert exact[-1] < 0.5 * exact[0] and np.allclose(found, exact, rtol=0.03)
 
 
 def test_variants_are_compared_on_the_same_masks_whatever_the_workers(model, samples):
