@@ -1,16 +1,18 @@
 """Notebooks as pipeline steps: their code as a stable file, their execution as a stable notebook.
 
-    python -m sumlib.notebook code NAME                                    -> artifacts/notebooks/code/NAME.py
+    python -m sumlib.notebook code                                         -> artifacts/notebooks/code/NAME.py of every notebook
     python -m sumlib.notebook run NAME [-p KEY VALUE ...] --output PATH    -> the executed notebook
-    python -m sumlib.notebook deps NAME                                    -> the modules that NAME uses, for dvc.yaml
 
-DVC stages depend on the code file: saving outputs or rewriting prose in Jupyter changes a notebook's hash, but not its
-code. Executed notebooks are normalised, so that identical runs give identical files.
+DVC stages depend on their notebook's code file, which also holds the hashes of the modules of sumlib that the notebook uses, and
+of no others: saving outputs or rewriting prose in Jupyter, or changing another method's module, leaves it as it is. (Naming every
+module in every stage of dvc.yaml would do the same, with a dvc.lock so long that DVC spends seconds a stage on it.)
+Executed notebooks are normalised, so that identical runs give identical files.
 """
 
 import argparse
 import ast
 import contextlib
+import hashlib
 import json
 import os
 import re
@@ -61,11 +63,20 @@ def code_of(path: Path) -> str:
     return "\n\n".join(f"# %%\n{cell}" for cell in cells if cell) + "\n"
 
 
-def write_code(name: str) -> Path:
-    """Write `artifacts/notebooks/code/<name>.py` and return its path."""
-    path = CODE / f"{name}.py"
-    _write(path, code_of(notebook_path(name)))
-    return path
+def code_and_modules(path: Path, root: Path = ROOT) -> str:
+    """`code_of` a notebook, then a comment for each file of sumlib that it uses with the MD5 of its bytes."""
+    code = code_of(path)
+    used = [f"# {file.as_posix()} {hashlib.md5((root / file).read_bytes()).hexdigest()}" for file in modules_used(code, root)]
+    return "\n".join([code, "# %% uses", *used]) + "\n"
+
+
+def write_code(folder: Path = NOTEBOOKS, output: Path = CODE) -> list[Path]:
+    """Write `artifacts/notebooks/code/<name>.py` of every notebook and return their paths."""
+    paths = []
+    for notebook in sorted(folder.glob("*.ipynb")):
+        paths.append(output / f"{notebook.stem}.py")
+        _write(paths[-1], code_and_modules(notebook))
+    return paths
 
 
 # ---- execution -------------------------------------------------------------------------------------------------------
@@ -253,16 +264,14 @@ def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m sumlib.notebook", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
-    for command in ("code", "run", "deps"):
-        commands.add_parser(command).add_argument("name", help="notebook, without folder and .ipynb")
+    commands.add_parser("code", help="write the code files of all notebooks")
+    commands.add_parser("run", help="execute a notebook").add_argument("name", help="notebook, without folder and .ipynb")
     commands.choices["run"].add_argument("-p", nargs=2, action="append", default=[], metavar=("KEY", "VALUE"))
     commands.choices["run"].add_argument("--output", type=Path, required=True)
     options = parser.parse_args(arguments)
     try:
         if options.command == "code":
-            write_code(options.name)
-        elif options.command == "deps":
-            print(*(path.as_posix() for path in modules_used(code_of(notebook_path(options.name)))), sep="\n")
+            write_code()
         else:
             run(options.name, {key: _literal(value) for key, value in options.p}, ROOT / options.output)
     except NotebookError as error:

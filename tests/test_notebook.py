@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from sumlib import notebook
-from sumlib.notebook import NotebookError, code_of, modules_used, normalise, run
-from sumlib.paths import ROOT
+from sumlib.notebook import NotebookError, code_and_modules, code_of, modules_used, normalise, run, write_code
+from sumlib.paths import NOTEBOOKS, ROOT
 
 CELLS = [
     ("markdown", "# Title", None),
@@ -87,7 +87,7 @@ def test_wrong_calls_have_one_clear_message(tmp_path, monkeypatch):
 
 
 def test_command_line_fails_with_one_line():
-    command = [sys.executable, "-m", "sumlib.notebook", "code", "nothing"]
+    command = [sys.executable, "-m", "sumlib.notebook", "run", "nothing", "--output", "artifacts/nothing.ipynb"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 1 and result.stdout == ""
     assert result.stderr.startswith("error: no notebook 'nothing' in notebooks/") and result.stderr.count("\n") == 1
@@ -100,6 +100,26 @@ def test_values_of_the_command_line():
 def test_normalising_twice_changes_nothing(tmp_path):
     once = normalise(write_notebook(tmp_path).read_text())
     assert normalise(once) == once
+
+
+def test_a_code_file_changes_with_the_modules_that_are_used_and_with_no_other(tmp_path):
+    (tmp_path / "sumlib").mkdir()
+    for name in ("used", "other"):
+        (tmp_path / "sumlib" / f"{name}.py").write_text("x = 1\n")
+    path = write_notebook(tmp_path, [("code", "from sumlib import used", None)])
+    before = code_and_modules(path, tmp_path)
+    assert before.startswith(code_of(path)) and before.splitlines()[-1].startswith("# sumlib/used.py ") and "other" not in before
+    (tmp_path / "sumlib" / "other.py").write_text("x = 2\n")
+    assert code_and_modules(path, tmp_path) == before
+    (tmp_path / "sumlib" / "used.py").write_text("x = 2\n")
+    assert code_and_modules(path, tmp_path) != before
+
+
+def test_every_notebook_gets_its_code_file(tmp_path):
+    written = write_code(output=tmp_path / "code")
+    assert [path.stem for path in written] == sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb")) and len(written) > 10
+    text = (tmp_path / "code" / "finetune.py").read_text()
+    assert "# sumlib/finetune.py " in text and "# sumlib/losses.py " in text and "# sumlib/report.py" not in text and "# sumlib/notebook.py" not in text
 
 
 def test_modules_used_follows_real_imports(tmp_path):

@@ -11,8 +11,8 @@ import pytest
 from pipeline import ParamsDependency, read_stages, stale
 
 from sumlib.config import SECTIONS, load_config
-from sumlib.notebook import code_of, modules_used, notebook_path
-from sumlib.paths import PARAMS, ROOT
+from sumlib.notebook import code_of, notebook_path
+from sumlib.paths import NOTEBOOKS, PARAMS, ROOT
 
 DVC = [sys.executable, "-m", "dvc"]
 
@@ -39,23 +39,20 @@ def test_every_run_is_trained_and_evaluated(stages):
     assert {name.split("@")[1] for name in stages if name.startswith(("evaluate@", "evaluate_baseline@"))} == set(runs)
 
 
-def test_stages_use_the_modules_they_name(stages):
-    problems, used = [], {}
+def test_code_and_modules_reach_the_stages_through_the_code_files_alone(stages):
+    code = stages["code"]
+    assert paths(code.deps) == {"notebooks", "sumlib"}
+    assert paths(code.outs) == {f"artifacts/notebooks/code/{path.stem}.py" for path in NOTEBOOKS.glob("*.ipynb")}
     for name, stage in stages.items():
-        if notebook := notebook_of(stage):
-            if notebook not in used:
-                used[notebook] = {path.as_posix() for path in modules_used(code_of(notebook_path(notebook)))}
-            named = {path for path in paths(stage.deps) if path.startswith("sumlib/") and path.endswith(".py")}
-            problems += [f"{name}: add {path}" for path in sorted(used[notebook] - named)]
-            problems += [f"{name}: remove {path}" for path in sorted(named - used[notebook])]
-    assert not problems, "\n".join(["dvc.yaml, deps (see `python -m sumlib.notebook deps NAME`):", *problems])
+        modules = sorted(path for path in paths(stage.deps) if path.endswith(".py") and not path.startswith("artifacts/notebooks/code/"))
+        assert not modules, f"{name} names {modules}: its code file holds their hashes"
 
 
 def test_stages_depend_on_code_never_on_notebooks(stages):
     for name, stage in stages.items():
         notebook = notebook_of(stage)
         if not notebook:
-            assert name.startswith("code@"), f"{name} runs something else than a notebook"
+            assert name == "code", f"{name} runs something else than a notebook"
             continue
         suffix = "@" + name.split("@")[1] if "@" in name else ""
         assert f"artifacts/notebooks/code/{notebook}.py" in paths(stage.deps), f"{name} does not depend on its code"
