@@ -87,6 +87,8 @@ def curves_figure(number: int, scores: pd.DataFrame) -> Figure:
         axes.set_xticks(range(1, int(values["rounds"].max() if len(values) else 1) + 1))
         axes.yaxis.set_major_locator(matplotlib.ticker.MaxNLocator(5, integer=True))
         axes.margins(y=0.12)
+        if not axes.lines:
+            axes.text(0.5, 0.5, "not evaluated", transform=axes.transAxes, ha="center", color="#777777")
     for k in range(len(panels), rows * columns):
         grid.flat[k].axis("off")
         grid.flat[k - columns].tick_params(labelbottom=True)

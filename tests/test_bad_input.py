@@ -185,7 +185,7 @@ def test_label_map(tmp_path, name):
     expect_bad(tmp_path, name, sample, path, "9 x 9", "24 x 32")
     for file in folder.glob(f"{sample}*"):
         save_mask(file, np.zeros((24, 32)))
-    expect_bad(tmp_path, name, sample, path, "no part", "remove")
+    expect_bad(tmp_path, name, sample, path, "holds no mask", "remove")
 
 
 def test_names_and_folders(tmp_path):
