@@ -1,4 +1,4 @@
-"""Figures of schemes and settings: what a lightweight scheme forgets, what theta does (Figure 16), other refinement modules (Figures 7 and 8).
+"""Figures of schemes and settings: what a lightweight scheme forgets (Figure 12), what theta does (Figure 16), other refinement modules (Figures 7 and 8).
 
 In the style of `sumlib.figures`.
 """
@@ -26,10 +26,10 @@ _ROUND_LOOKS = {1: ("#0072B2", "o", "-"), 3: ("#D55E00", "s", "--"), 6: ("#009E7
 
 @styled
 def schemes_figure(scores: pd.DataFrame, rounds: int = 1) -> Figure:
-    """Difference to SAM after ``rounds`` points for each scheme of `SCHEMES`, a column a task group: mIoU filled, mBIoU open."""
+    """Figure 12: difference to SAM after ``rounds`` points for each scheme of `SCHEMES`, a column a task group: mIoU filled, mBIoU open."""
     values = over_seeds(scores).query("dataset == 'average' and prompt == 'point' and rounds == @rounds").set_index(["model", "train_set", "task", "metric"])["ours"]
     found = {key: name for key, name in SCHEMES.items() if key in values.index.droplevel(["task", "metric"])}
-    figure = new_figure(8.6, 0.9 + 0.3 * len(found))
+    figure = new_figure(8.6, 1.2 + 0.3 * len(found))
     for axes, task in zip(figure.subplots(1, 3, sharey=True), GROUPS):
         axes.axvline(0, color="#222222", linewidth=0.8)
         for y, key in enumerate(found):
@@ -40,7 +40,8 @@ def schemes_figure(scores: pd.DataFrame, rounds: int = 1) -> Figure:
         axes.set(yticks=range(len(found)), yticklabels=found.values(), ylim=(len(found) - 0.5, -0.5), xlabel="difference to SAM (points)")
         axes.set_title(GROUP_TITLES[task], fontweight="bold")
         axes.grid(axis="x")
-    figure.axes[0].legend(frameon=False, fontsize=7, loc="best")
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside upper right", ncols=2, frameon=False, fontsize=7.5)
+    figure.suptitle("Figure 12. What is forgotten, whatever moves", x=0.01, ha="left", fontsize=10.5, fontweight="bold")
     return figure
 
 
