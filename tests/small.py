@@ -1,9 +1,18 @@
 """A SAM small enough for tests: random weights, 32 x 32 pixels, mask logits of the same size."""
 
+import numpy as np
 import torch
 from torch import nn
 
+from sumlib.data import Sample
+from sumlib.data.world import Style, make_scene
 from sumlib.model import Sum, build_sam_micro
+
+
+def entity_samples(count: int) -> list[Sample]:
+    """Micro scenes of 64 x 64 pixels with their entities."""
+    scenes = [make_scene(np.random.default_rng(k), Style()) for k in range(count)]
+    return [Sample(f"image{k}", s.image, s.masks("entity"), 2, "EntitySeg") for k, s in enumerate(scenes)]
 
 
 def small_sum(seed: int = 0, size: int = 32) -> Sum:

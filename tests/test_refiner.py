@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 from segment_anything.utils.amg import calculate_stability_score
+from small import entity_samples
 
 from sumlib.config import RefineConfig
 from sumlib.data import Sample
-from sumlib.data.world import Style, make_scene
 from sumlib.losses import dice_loss, focal_loss
 from sumlib.masks import mask_box
 from sumlib.metrics import boundary_iou, mask_iou
@@ -34,8 +34,7 @@ def model() -> Sum:
 
 @pytest.fixture(scope="module")
 def samples() -> list[Sample]:
-    scenes = [make_scene(np.random.default_rng(k), Style()) for k in range(8)]
-    return [Sample(f"image{k}", s.image, s.masks("entity"), 2, "EntitySeg") for k, s in enumerate(scenes)]
+    return entity_samples(8)
 
 
 def embed(model: Sum, samples: list[Sample]) -> torch.Tensor:

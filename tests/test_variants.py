@@ -5,18 +5,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import test_refiner
+from small import entity_samples
 
-from sumlib.config import RefineConfig
 from sumlib.data import Sample
-from sumlib.data.world import Style, make_scene
 from sumlib.masks import mask_box
 from sumlib.model import Sum, load_sam
 from sumlib.refinement import changes
 from sumlib.refiner import Refiner, refine, train_refiner
 from sumlib.variants import METHOD, HqRefiner, compare_variants, masked_autoencoder, synthetic_pairs, variants
 
-CONFIG = RefineConfig(iterations=2, images=2, masks_per_image=2, lr=2e-3, min_iou=0.0, pred_iou_thresh=0.0, stability_thresh=0.0,
-                      stability_offset=0.01, holdout=0.25, seed=0)  # fmt: skip
+CONFIG = replace(test_refiner.CONFIG, iterations=2)
 
 
 @pytest.fixture(scope="module")
@@ -30,8 +29,7 @@ def model() -> Sum:
 
 @pytest.fixture(scope="module")
 def samples() -> list[Sample]:
-    scenes = [make_scene(np.random.default_rng(k), Style()) for k in range(6)]
-    return [Sample(f"image{k}", s.image, s.masks("entity"), 2, "EntitySeg") for k, s in enumerate(scenes)]
+    return entity_samples(6)
 
 
 def rng(seed: int = 0) -> torch.Generator:
