@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from sumlib.bootstrap import Bootstrap, Estimate, MissingRun, image_draw, interval, ratio_difference
+from sumlib.bootstrap import Bootstrap, MissingRun
 from sumlib.claim_list import SHOWN, Claim, Comparison, list_claims, medium, minus
 from sumlib.report import dataset_order, fixed, markdown_table, paper_tables, write_csv, write_text
+from sumlib.resampling import Estimate, image_draw, interval, ratio_difference
 
 HOLDS, FAILS, UNDECIDED = "holds", "does not hold", "undecided"
 SMALL = 1.0  # points: a difference inside +-SMALL "does not matter"

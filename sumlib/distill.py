@@ -16,8 +16,10 @@ from segment_anything.modeling import Sam
 from torch import Tensor
 from torch.nn import functional as F
 
-from sumlib.foundation import FoundationConfig, Pretraining, normalise, pretrain
-from sumlib.model import Sum, load_sam, save_sam
+from sumlib.checkpoint import load_sam, save_sam
+from sumlib.foundation import FoundationConfig, Pretraining, pretrain
+from sumlib.gate import normalise
+from sumlib.model import Sum
 
 BLOCKS = {"micro_l": (0, 1, 4, 5), "micro_b": (0, 5)}
 """The larger encoder's blocks that a smaller one starts from; windowed and global ones in turn."""

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from sumlib.bar import with_bar
-from sumlib.config import Config, EvaluateConfig, RunConfig
+from sumlib.config import Config, EvaluateConfig
 from sumlib.data import REGISTRY, TASK_GROUPS, Dataset, Sample
 from sumlib.masks import mask_box
 from sumlib.metrics import boundary_iou, mask_iou
 from sumlib.model import Sum
 from sumlib.parallel import each
+from sumlib.runs import RunConfig
 from sumlib.sampler import boundary_click, first_click, next_click
 
 GROUP_OF = {name: group for group, names in TASK_GROUPS.items() for name in names}

@@ -13,9 +13,8 @@ import argparse
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
@@ -25,21 +24,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from sumlib.data import Sample
-from sumlib.data.micro import broad_style
-from sumlib.data.world import SIZE, coarse, make_scene
+from sumlib.checkpoint import save_sam
+from sumlib.data.world import SIZE
+from sumlib.gate import gate, normalise, stored_examples
 from sumlib.losses import focal_loss
 from sumlib.masks import jittered_boxes
-from sumlib.metrics import mask_iou
-from sumlib.model import MICRO_DEPTHS, Sum, build_sam_micro, save_sam
+from sumlib.micro_sam import MICRO_DEPTHS, build_sam_micro
+from sumlib.model import Sum
 from sumlib.parallel import average_gradients, together
-from sumlib.sampler import first_click, next_click, sample_point
-
-SMALLEST = 14
-"""Pixels of the smallest masks it is trained on; smaller than those of any data set."""
-
-Example = tuple[np.ndarray, np.ndarray, str]
-"""Image (H, W, 3) uint8, target masks (M, H, W) bool with M > 0, and their level."""
+from sumlib.sampler import next_click, sample_point
+from sumlib.scenes import Batches, Store, make_store
 
 
 @dataclass(frozen=True)
@@ -47,7 +41,7 @@ class FoundationConfig:
     """How the shipped checkpoint was made."""
 
     type: str = "micro"
-    """Architecture, one of the micro ones of `sumlib.model.MODEL_TYPES`."""
+    """Architecture, one of the micro ones of `sumlib.micro_sam.MICRO_DEPTHS`."""
     scenes: int = 20000
     iterations: int = 2400
     dense_only: float = 0.15
@@ -81,51 +75,6 @@ class FoundationConfig:
             return self.finish_lr * min(1.0, (done + 1) / 30) * max(0.01, 0.5 * (1 + math.cos(math.pi * done / self.finish)))
         warm = min(1.0, (step + 1) / 100, (abs(step - int(self.dense_only * self.iterations)) + 10) / 60)
         return self.lr * warm * max(0.01, 0.5 * (1 + math.cos(math.pi * step / self.iterations)))
-
-
-@dataclass(frozen=True)
-class Store:
-    """Scenes in memory: images (N, H, W, 3) uint8, packed masks and where each image's masks lie."""
-
-    images: np.ndarray
-    exact: np.ndarray
-    coarse: np.ndarray
-    level: np.ndarray
-    start: np.ndarray
-
-    def masks(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Coarse masks (M, H, W) bool, exact masks (M, H, W) bool, levels (M,) 1 group, 2 entity, 3 part."""
-        rows = slice(self.start[index], self.start[index + 1])
-        shape = (-1, SIZE, SIZE)
-        return (np.unpackbits(self.coarse[rows], axis=1).reshape(shape).astype(bool),
-                np.unpackbits(self.exact[rows], axis=1).reshape(shape).astype(bool), self.level[rows])  # fmt: skip
-
-
-def _some_scenes(seed: int, count: int) -> tuple:
-    rng = np.random.default_rng(seed)
-    images, exact, rough, level, sizes = [], [], [], [], []
-    for _ in range(count):
-        scene = make_scene(rng, replace(broad_style(rng), smallest=SMALLEST))
-        found = [(2, m) for m in scene.masks("entity")] + [(3, m) for m in scene.masks("part")]
-        if len(scene.masks("entity")) and scene.entity_map[scene.salient].min() != scene.entity_map[scene.salient].max():
-            found.append((1, scene.salient))
-        images.append(scene.image)
-        level += [k for k, _ in found]
-        exact += [np.packbits(m) for _, m in found]
-        rough += [np.packbits(coarse(m)) for _, m in found]
-        sizes.append(len(found))
-    return np.stack(images), np.stack(exact), np.stack(rough), np.array(level), np.array(sizes)
-
-
-def make_store(count: int, seed: int, workers: int = 2) -> Store:
-    """Generate ``count`` scenes in blocks, the same ones whatever the number of workers."""
-    block = 250
-    sizes = [block] * (count // block) + ([count % block] if count % block else [])
-    seeds = [seed * 100_003 + i for i in range(len(sizes))]
-    with ProcessPoolExecutor(workers) as pool:
-        parts = list(zip(*pool.map(_some_scenes, seeds, sizes)))
-    images, exact, rough, level, per_image = (np.concatenate(p) for p in parts)
-    return Store(images, exact, rough, level, np.concatenate([[0], per_image.cumsum()]))
 
 
 class DenseHeads(nn.Module):
@@ -162,43 +111,6 @@ def mask_loss(logits: Tensor, target: Tensor, late: bool = False) -> Tensor:
         return 4 * bce + dice
     rows = lambda m: m.flatten(0, -2)[:, None]  # noqa: E731  (N, 1, HW)
     return 2 * bce + 20 * focal_loss(rows(logits), rows(target)).view_as(bce) + dice
-
-
-class Batches:
-    """Draws batches: flipped and turned images with the masks that are prompted."""
-
-    def __init__(self, store: Store, seed: int):
-        self.store, self.rng = store, np.random.default_rng(seed)
-
-    def draw(self, count: int, prompts: int) -> dict[str, Tensor]:
-        """images (B, H, W, 3) uint8, all (B, M, HW) coarse masks padded, and per prompt: image, mask number, level."""
-        rng, rows, images = self.rng, [], []
-        everything, where, number, level, exact = [], [], [], [], []
-        for b, index in enumerate(rng.integers(0, len(self.store.images), count)):
-            turn, flip = int(rng.integers(4)), bool(rng.integers(2))
-            rough, fine, kind = self.store.masks(index)
-            move = lambda a, ax: np.flip(np.rot90(a, turn, ax), ax[1]) if flip else np.rot90(a, turn, ax)  # noqa: E731
-            image = move(self.store.images[index], (0, 1))
-            images.append(image[..., rng.permutation(3)] if rng.random() < 0.5 else image)
-            everything.append(np.ascontiguousarray(move(rough, (1, 2))))
-            weight = np.select([kind == 3, kind == 2], [0.62 / max(1, (kind == 3).sum()), 0.36 / (kind == 2).sum()], 0.03)
-            pick = rng.choice(len(kind), prompts, p=weight / weight.sum())
-            where += [b] * prompts
-            number += list(pick)
-            level += list(kind[pick])
-            exact.append(np.ascontiguousarray(move(fine, (1, 2))[pick]))
-            rows.append(len(kind))
-        padded = np.zeros((count, max(rows), SIZE, SIZE), bool)
-        for b, m in enumerate(everything):
-            padded[b, : len(m)] = m
-        tensor = lambda a: torch.from_numpy(np.ascontiguousarray(a))  # noqa: E731
-        return {"images": tensor(np.stack(images)), "all": tensor(padded), "image": torch.tensor(where),
-                "mask": torch.tensor(number), "level": torch.tensor(level), "exact": tensor(np.concatenate(exact))}  # fmt: skip
-
-
-def normalise(model: Sum, images: Tensor) -> Tensor:
-    """Images (B, H, W, 3) uint8 -> the encoder's input (B, 3, H, W)."""
-    return model.sam.preprocess(images.permute(0, 3, 1, 2).float())
 
 
 def human_clicks(
@@ -292,46 +204,6 @@ def interactive_loss(
             xy = torch.cat([xy, new[:, None].float()], 1)
             label = torch.cat([label, code[:, None]], 1)
     return total
-
-
-def stored_examples(store: Store, count: int) -> Iterator[Example]:
-    """What `gate` measures on: the entities and the parts of the first ``count`` scenes of a store."""
-    for index in range(count):
-        rough, _, level = store.masks(index)
-        for name, k in (("entity", 2), ("part", 3)):
-            if (level == k).any():
-                yield store.images[index], rough[level == k], name
-
-
-def coarse_examples(datasets: Mapping[str, Iterable[Sample]]) -> Iterator[Example]:
-    """The same of data sets, {level: samples}: their exact masks, made `coarse`."""
-    for level, samples in datasets.items():
-        for sample in samples:
-            yield sample.image, np.stack([coarse(mask) for mask in sample.masks]), level
-
-
-@torch.no_grad()
-def gate(model: Sum, examples: Iterable[Example], rounds: int = 6) -> dict[str, list[float]]:
-    """Mean IoU (points) over the masks of each level per round, best of three at the first: {"entity": [round 1, ...], ...}."""
-    model.eval()
-    scores: dict[str, list] = {}
-    for image, masks, level in examples:
-        target = torch.from_numpy(masks)
-        each = model.encode(normalise(model, torch.tensor(image)[None])).expand(len(target), -1, -1, -1)
-        points, labels = first_click(target)[:, None], torch.ones(len(target), 1, dtype=torch.long)
-        previous, rows = None, []
-        for step in range(rounds):
-            logits, _ = model.decode(each, points=points, labels=labels, mask_inputs=previous)
-            choices = logits[:, 1:] if step == 0 else logits[:, :1]
-            iou = torch.stack([mask_iou(choices[:, c] > 0, target) for c in range(choices.shape[1])], 1)
-            best = iou.argmax(1)
-            previous = choices[torch.arange(len(target)), best][:, None]
-            rows.append(iou.amax(1))
-            new, label = next_click(target, previous[:, 0] > 0)
-            points, labels = torch.cat([points, new[:, None]], 1), torch.cat([labels, label[:, None]], 1)
-        scores.setdefault(level, []).append(torch.stack(rows, 1))
-    model.train()
-    return {level: (100 * torch.cat(rows).mean(0)).tolist() for level, rows in scores.items()}
 
 
 class Pretraining:

@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
-from sumlib.config import LABELLERS, Config
-from sumlib.model import Sum, load_sam, load_sum
+from sumlib.checkpoint import load_sam, load_sum
+from sumlib.config import Config
+from sumlib.model import Sum
+from sumlib.runs import LABELLERS
 
 SELF = "sum-medium"
 """Run whose model is the labeller "sum"."""
@@ -15,13 +17,18 @@ def load_foundation(config: Config, backbone: str = "vit_h") -> Sum:
     return Sum(load_sam(chosen.model.type, chosen.checkpoint, sha256=chosen.model.sha256)).eval()
 
 
-def load_labeller(config: Config, name: str, artifacts: Path) -> Sum:
-    """The model of one of `LABELLERS`, which is never given a task; ``artifacts`` is where fine-tuned models lie.
+def labeller_file(config: Config, name: str, artifacts: Path) -> Path:
+    """Checkpoint of one of `LABELLERS`; ``artifacts`` is where fine-tuned models lie. Under the profile smoke "sum" is SAM, which is SUM before its training.
 
-    Raises ValueError for an unknown name. Under the profile smoke "sum" is SAM, which is SUM before its training.
+    Raises ValueError for an unknown name.
     """
     if name not in LABELLERS:
         raise ValueError(f"no labeller {name!r}; known are {', '.join(LABELLERS)}")
-    if name != "sum" or config.profile == "smoke":
-        return load_foundation(config, name)
-    return load_sum(artifacts / "finetune" / f"{SELF}.safetensors").eval()
+    tuned = name == "sum" and config.profile != "smoke"
+    return artifacts / "finetune" / f"{SELF}.safetensors" if tuned else config.with_backbone(name).checkpoint
+
+
+def load_labeller(config: Config, name: str, artifacts: Path) -> Sum:
+    """The model in `labeller_file`, which is never given a task."""
+    path = labeller_file(config, name, artifacts)
+    return load_sum(path).eval() if path.stem == SELF else load_foundation(config, name)

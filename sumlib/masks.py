@@ -117,13 +117,16 @@ def resize_longest_side(image: np.ndarray, side: int) -> np.ndarray:
     return ResizeLongestSide(side).apply_image(image)
 
 
+def resized(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Maps (N, K, h, w) float -> (N, K, *size), bilinear; those that have this size already as they are."""
+    return maps if tuple(maps.shape[-2:]) == tuple(size) else F.interpolate(maps, tuple(size), mode="bilinear", align_corners=False)
+
+
 def framed(maps: np.ndarray, side: int) -> Tensor:
     """Maps (K, H, W) bool or float -> float32 (K, side, side): longest side resized (bilinear), zeros added right and below."""
     size = longest_side_size(*maps.shape[1:], side)
-    resized = torch.from_numpy(maps).float()
-    if size != tuple(maps.shape[1:]):
-        resized = F.interpolate(resized[:, None], size, mode="bilinear", align_corners=False)[:, 0]
-    return resized if size == (side, side) else pad_to_square(resized, side)
+    whole = resized(torch.from_numpy(maps).float()[:, None], size)[:, 0]
+    return whole if size == (side, side) else pad_to_square(whole, side)
 
 
 def pad_to_square(pixels: Tensor, side: int) -> Tensor:

@@ -88,6 +88,7 @@ def run(name: str, parameters: dict, output: Path, folder: Path = NOTEBOOKS) -> 
     Nothing is written to `output` before the run has succeeded; a failed notebook stays beside it as
     `<stem>.partial.ipynb`. Raises NotebookError.
     """
+    sys.modules.setdefault("rfc3987_syntax", None)  # jsonschema does without it, and importing it takes longer than all the rest of papermill
     import papermill  # a second of import that `code` does not need
 
     source = notebook_path(name, folder)

@@ -6,13 +6,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sumlib.config import Config, RunConfig
+from sumlib.checkpoint import load_sum
+from sumlib.config import Config
 from sumlib.data import Dataset, Sample, open_dataset
 from sumlib.evaluate import interact, one_click, trained_tasks
-from sumlib.model import Sum, load_sam, load_sum
+from sumlib.labeller import load_foundation
+from sumlib.model import Sum
 from sumlib.pictures import BLUE, GREEN, ORANGE, overlay
 from sumlib.refinement import before_and_after
 from sumlib.refiner import load_refiner
+from sumlib.runs import RunConfig
 from sumlib.sampler import first_click
 from sumlib.uncertainty import uncertainty_map
 
@@ -25,7 +28,7 @@ def panel_rows(config: Config, run: RunConfig, weights: Path, refiner: Path) -> 
 
     ``weights`` holds the fine-tuned `Sum` of ``run``, ``refiner`` the mask-refinement module of its budget.
     """
-    sam, model = Sum(load_sam(config.model.type, config.checkpoint)), load_sum(weights)
+    sam, model = load_foundation(config), load_sum(weights)
     refinement, _ = load_refiner(refiner, sam)
     rows = []
     for name in SETS:

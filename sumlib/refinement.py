@@ -13,6 +13,7 @@ from sumlib.masks import mask_box
 from sumlib.metrics import boundary_iou, mask_iou
 from sumlib.model import Sum
 from sumlib.refiner import Refiner, refine
+from sumlib.resampling import image_draw, interval
 from sumlib.sampler import first_click
 from sumlib.uncertainty import certainty_map
 
@@ -80,7 +81,7 @@ def before_and_after(model: Sum, refiner: Refiner, sample: Sample, target: Tenso
             points[some] = first_click(masks[some]).float()
         points = model.to_input_frame(points, size)
     boxes = model.to_input_frame(mask_box(masks).view(-1, 2, 2), size).flatten(1)
-    seen = refiner.embed(embeddings[:1], pixels).expand(len(target), -1, -1, -1)
+    seen = refiner.embed(embeddings[:1], lambda: pixels).expand(len(target), -1, -1, -1)
     refined = refine(refiner, seen, low[:, 1:][rows, best], boxes, points)
     return full[rows, best], model.upscale(refined[:, None], size)[:, 0]
 
@@ -92,11 +93,8 @@ def changes(measured: Mapping[str, Mapping[str, Mapping]], groups: Mapping[str, 
     masks, then over data sets; intervals are by bootstrap over the images of each data set, with the same draws for every name and metric.
     """
     groups = {**groups, "all": [name for names in groups.values() for name in names]}
-    first, rng, samples = next(iter(measured.values())), np.random.default_rng(0), {}
-    for dataset in groups["all"]:
-        images = np.unique(first[dataset]["image"], return_inverse=True)[1]
-        count = images.max() + 1
-        samples[dataset] = (images, rng.multinomial(count, np.full(count, 1 / count), size=draws))
+    first, rng = next(iter(measured.values())), np.random.default_rng(0)
+    draw = {name: image_draw(sorted(set(first[name]["image"])), rng, draws) for name in groups["all"]}
     rows = []
     for name, by_set in measured.items():
         for metric, key in (("mIoU", "iou"), ("mBIoU", "biou")):
@@ -104,11 +102,10 @@ def changes(measured: Mapping[str, Mapping[str, Mapping]], groups: Mapping[str, 
                 resampled, sam, refined, worse = [], [], [], []
                 for dataset in datasets:
                     before, after = (100 * np.array(by_set[dataset][f"{who}_{key}"]) for who in ("sam", "refined"))
-                    images, weights = samples[dataset]
-                    resampled.append((weights @ np.bincount(images, after - before)) / (weights @ np.bincount(images)))
+                    resampled.append(draw[dataset](after - before, by_set[dataset]["image"]))
                     for means, value in ((sam, before.mean()), (refined, after.mean()), (worse, 100 * (after < before).mean())):
                         means.append(value)
-                low, high = np.percentile(np.mean(resampled, 0), [2.5, 97.5])
-                rows.append({"name": name, "metric": metric, "task": group, "sam": np.mean(sam), "refined": np.mean(refined), "difference": np.mean(refined) - np.mean(sam),
-                             "low": low, "high": high, "worse": np.mean(worse)})  # fmt: skip
+                change = interval(np.mean(refined) - np.mean(sam), np.mean(resampled, 0))
+                rows.append({"name": name, "metric": metric, "task": group, "sam": np.mean(sam), "refined": np.mean(refined), "difference": change.value,
+                             "low": change.low, "high": change.high, "worse": np.mean(worse)})  # fmt: skip
     return pd.DataFrame(rows)

@@ -9,7 +9,7 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,18 +17,17 @@ import pandas as pd
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from segment_anything.utils.amg import calculate_stability_score
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from sumlib.bar import with_bar
 from sumlib.config import RefineConfig
 from sumlib.data import Sample
 from sumlib.losses import dice_loss, focal_loss
-from sumlib.masks import framed, mask_box
+from sumlib.masks import resized
 from sumlib.metrics import boundary_iou, mask_iou
 from sumlib.model import Sum, decoder_copy
-from sumlib.sampler import sample_point
+from sumlib.train import load_checkpoint, save_checkpoint
+from sumlib.training_pairs import HumanImages, Pairs, make_pairs
 
 LOGIT_LIMIT = math.log(254.5 / 0.5)
 """Mask prompts are clamped to this magnitude: the largest logit that survives the 8-bit maps of pseudo-labels."""
@@ -39,16 +38,23 @@ HELD_OUT = 400  # masks at most
 
 
 class Refiner(nn.Module):
-    """A copy of a model's prompt encoder and mask decoder; the image encoder is not part of it."""
+    """A prompt encoder and mask decoder that are shown a mask; the image encoder is not part of it, unless a subclass says so."""
 
-    def __init__(self, model: Sum):
+    def __init__(self, network: Sum, trained: Sequence[nn.Parameter]):
+        """``trained`` are the parameters of ``network`` that move."""
         super().__init__()
-        self.network = decoder_copy(model).requires_grad_(False)
-        for part in (self.network.sam.prompt_encoder, self.network.sam.mask_decoder):
-            part.requires_grad_(True)
+        self.network = network.requires_grad_(False)
+        for parameter in trained:
+            parameter.requires_grad_(True)
 
-    def embed(self, embeddings: Tensor, pixels: Tensor) -> Tensor:
-        """The embeddings (B, C, h, w) that `forward` looks at, given SAM's and the images (B, 3, S, S) themselves: SAM's."""
+    @classmethod
+    def of(cls, model: Sum, *more) -> "Refiner":
+        """One that starts as a copy of ``model``'s own prompt encoder and mask decoder; ``more`` is for the constructor of a subclass."""
+        network = decoder_copy(model)
+        return cls(network, [p for part in (network.sam.prompt_encoder, network.sam.mask_decoder) for p in part.parameters()], *more)
+
+    def embed(self, embeddings: Tensor, pixels: Callable[[], Tensor]) -> Tensor:
+        """The embeddings (B, C, h, w) that `forward` looks at, given SAM's; ``pixels()`` are the images (B, 3, S, S) themselves: SAM's."""
         return embeddings
 
     def forward(self, embeddings: Tensor, logits: Tensor, boxes: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
@@ -101,7 +107,7 @@ def load_refiner(path: Path, model: Sum) -> tuple[Refiner, dict]:
             tensors, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
     except SafetensorError as error:
         raise ValueError(f"{path}: not a complete safetensors file ({error}); {remedy}") from None
-    refiner = Refiner(model)
+    refiner = Refiner.of(model)
     shapes = lambda state: {name: tuple(value.shape) for name, value in state.items()}  # noqa: E731
     if shapes(tensors) != shapes(refiner.trained()):
         raise ValueError(f"{path}: a refiner of another architecture than the foundation model; {remedy}")
@@ -109,128 +115,18 @@ def load_refiner(path: Path, model: Sum) -> tuple[Refiner, dict]:
     return refiner.eval(), json.loads(metadata.get("refiner", "{}"))
 
 
-# ---- training pairs --------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Pairs:
-    """N of SAM's masks, each with the human mask it should have been."""
-
-    image: Tensor
-    """(N,) index of the image."""
-    logits: Tensor
-    """(N, 4h, 4w) SAM's low-resolution logits."""
-    boxes: Tensor
-    """(N, 4) XYXY boxes of SAM's masks in the frame."""
-    points: Tensor
-    """(N, 2) x, y of the prompts in the frame."""
-    target: Tensor
-    """(N, S, S) bool, human masks."""
-    masks: Tensor
-    """(N, S, S) bool, SAM's masks."""
-
-    def __len__(self) -> int:
-        return len(self.image)
-
-    def __getitem__(self, rows) -> "Pairs":
-        return Pairs(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))
-
-
-def in_frame(logits: Tensor, size: int) -> Tensor:
-    """Low-resolution logits (N, K, 4h, 4w) -> (N, K, S, S), bilinear."""
-    return logits if logits.shape[-1] == size else F.interpolate(logits, (size, size), mode="bilinear", align_corners=False)
-
-
-@torch.no_grad()
-def make_pairs(
-    model: Sum, embeddings: Tensor, image: Tensor, target: Tensor, config: RefineConfig, *, generator: torch.Generator,
-    inside: Tensor | None = None,
-) -> Pairs:  # fmt: skip
-    """SAM's best mask for one random point of each human mask, where it is good enough to be a pseudo-label.
-
-    ``embeddings`` (B, C, h, w), ``image`` (N,) index into them, ``target`` (N, S, S) bool, not empty, ``inside`` (N, S, S) bool the
-    frame without padding. Of the three outputs the one that agrees best with the human mask is taken; the pair is kept if
-    their IoU is at least ``config.min_iou`` and the mask passes the predicted-IoU and stability filters.
-    """
-    size, rows = target.shape[-1], torch.arange(len(target))
-    points, _ = sample_point(target, generator=generator)
-    xy, codes = torch.stack([points.float(), torch.zeros(len(points), 2)], 1), torch.tensor([[1, -1]]).expand(len(points), -1)
-    low, score = model.decode_codes(embeddings[image], xy, codes)
-    low, score = low[:, 1:].float(), score[:, 1:].float()  # the three outputs
-    full = in_frame(low, size)
-    if inside is not None:
-        full = full.masked_fill(~inside[:, None], -math.inf)
-    iou = torch.stack([mask_iou(full[:, k] > 0, target) for k in range(3)], 1)
-    best = iou.argmax(1)
-    stability = calculate_stability_score(full[rows, best], 0.0, config.stability_offset)
-    masks = full[rows, best] > 0
-    keep = (iou[rows, best] >= config.min_iou) & (score[rows, best] >= config.pred_iou_thresh)
-    keep &= (stability >= config.stability_thresh) & masks.flatten(1).any(1)
-    return Pairs(image, low[rows, best], mask_box(masks), points.float(), target, masks)[keep]
-
-
-class HumanImages:
-    """Human-annotated images by number; what fits into ``memory`` bytes is read and encoded once, the rest on every access.
-
-    ``make`` makes the training pairs, with the arguments of `make_pairs`.
-    """
-
-    def __init__(self, model: Sum, samples: Sequence[Sample], memory: int = 2**30, make: Callable[..., Pairs] = make_pairs):
-        self.model, self.samples, self.left, self.kept, self.make = model, samples, memory, {}, make
-
-    @torch.no_grad()
-    def get(self, numbers: Sequence[int]) -> tuple[Tensor, list[Tensor], Tensor]:
-        """Embeddings (B, C, h, w), each image's masks (M, S, S) bool and the frame without padding (B, S, S) bool."""
-        missing = [number for number in dict.fromkeys(numbers) if number not in self.kept]
-        fresh, model = {}, self.model
-        if missing:
-            samples = [self.samples[number] for number in missing]
-            embeddings = model.encode(torch.stack([model.preprocess(sample.image) for sample in samples])).float()
-            for number, sample, embedding in zip(missing, samples, embeddings):
-                fresh[number] = (embedding.clone(), *self._framed(sample))
-        for number, item in fresh.items():
-            cost = sum(part.numel() * part.element_size() for part in item)
-            if cost <= self.left:
-                self.kept[number], self.left = item, self.left - cost
-        items = [self.kept.get(number) or fresh[number] for number in numbers]
-        return torch.stack([item[0] for item in items]), [item[1] for item in items], torch.stack([item[2] for item in items])
-
-    def _framed(self, sample: Sample) -> tuple[Tensor, Tensor]:
-        side = self.model.sam.image_encoder.img_size
-        masks = framed(sample.masks, side) > 0.5
-        return masks[masks.flatten(1).any(1)], framed(np.ones_like(sample.masks[:1]), side)[0] > 0.5
-
-    def pairs(self, numbers: Sequence[int], per_image: int, config: RefineConfig, generator: torch.Generator) -> tuple[Tensor, Pairs]:
-        """Embeddings and pairs of ``per_image`` random masks of each image, without repeats as far as they go."""
-        embeddings, masks, inside = self.get(numbers)
-        image, target = [], []
-        for b, each in enumerate(masks):
-            times = -(-per_image // len(each)) if len(each) else 0
-            chosen = [torch.randperm(len(each), generator=generator) for _ in range(times)]
-            rows = torch.cat([torch.zeros(0, dtype=torch.long), *chosen])[:per_image]
-            image.append(torch.full((len(rows),), b))
-            target.append(each[rows])
-        image = torch.cat(image)
-        return embeddings, self.make(self.model, embeddings, image, torch.cat(target), config, generator=generator, inside=inside[image])
-
-    def pixels(self, numbers: Sequence[int]) -> Tensor:
-        """The images (B, 3, S, S) as the encoder takes them."""
-        return torch.stack([self.model.preprocess(self.samples[number].image) for number in numbers])
-
-
-# ---- training --------------------------------------------------------------------------------------------------------
-
-
 def train_refiner(
     model: Sum, samples: Sequence[Sample], config: RefineConfig, *, generator: torch.Generator, progress: bool = True, memory: int = 2**30,
-    refiner: Refiner | None = None, make: Callable[..., Pairs] = make_pairs,
+    refiner: Refiner | None = None, make: Callable[..., Pairs] = make_pairs, resume: Path | None = None, mark: str = "",
 ) -> tuple[Refiner, pd.DataFrame]:  # fmt: skip
     """Train a copy of the foundation ``model``'s decoder on human masks; the state that is best on held-out masks is kept.
 
     ``samples`` are human-annotated; a share of ``config.holdout`` is kept out of training. Best is the largest sum of mean IoU and
     mean boundary IoU of the refined held-out masks, checked at the start and about every tenth of the steps. ``memory`` is
     how many bytes of embeddings are kept. Returns the refiner and its log, a row per check: step, loss (mean since the last
-    check), sam_iou, sam_biou, iou, biou. ``refiner`` and ``make`` (as `make_pairs`) are for other modules than the method's. Raises ValueError if none of SAM's masks passes the filters.
+    check), sam_iou, sam_biou, iou, biou. ``refiner`` and ``make`` (as `make_pairs`) are for other modules than the method's.
+    A training that was killed goes on from ``resume``, written at every check and removed at the end, and gives the same result; a checkpoint with
+    another ``mark`` (say what `train.fingerprint` makes of the inputs) is not used. Raises ValueError if none of SAM's masks passes the filters.
     """
     model.eval()
     pool, order = HumanImages(model, samples, memory, make), torch.randperm(len(samples), generator=generator).tolist()
@@ -239,15 +135,24 @@ def train_refiner(
     if not train:
         raise ValueError(f"{len(samples)} human images leave none to train the refiner on; lower refine.holdout in params.yaml")
     held_out = _held_out(pool, kept_out, config, generator)
-    refiner = (refiner or Refiner(model)).train()
+    refiner = (refiner or Refiner.of(model)).train()
     parameters = [p for p in refiner.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(parameters, lr=config.lr)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _speed(step, config.iterations))
-    every, losses, log = max(1, config.iterations // CHECKS), [], [{"step": 0, "loss": math.nan, **_score(refiner, pool, held_out)}]
-    best, state = _merit(log[0]), deepcopy(refiner.state_dict())
-    for step in with_bar(range(1, config.iterations + 1), "refiner", progress):
+    every, losses, done = max(1, config.iterations // CHECKS), [], 0
+    if state := load_checkpoint(resume, mark, loud=progress):
+        done, log, best = state["step"], state["log"], state["best"]
+        for name, part in (("refiner", refiner), ("optimiser", optimiser), ("schedule", schedule)):
+            part.load_state_dict(state[name])
+        generator.set_state(state["generator"])
+        for numbers in state["read"][len(pool.read) :]:
+            pool.get(numbers)
+    else:
+        log = [{"step": 0, "loss": math.nan, **_score(refiner, pool, held_out)}]
+        best = deepcopy(refiner.state_dict())
+    for step in with_bar(range(done + 1, config.iterations + 1), "refiner", progress):
         numbers, embeddings, pairs = _draw(pool, train, config, generator)
-        loss = refinement_loss(refiner, refiner.embed(embeddings, pool.pixels(numbers)), pairs)
+        loss = refinement_loss(refiner, refiner.embed(embeddings, partial(pool.pixels, numbers)), pairs)
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, CLIP)
         optimiser.step()
@@ -255,18 +160,24 @@ def train_refiner(
         optimiser.zero_grad(set_to_none=True)
         losses.append(loss.item())
         if step % every == 0 or step == config.iterations:
-            log.append({"step": step, "loss": float(np.mean(losses)), **_score(refiner, pool, held_out)})
+            row = {"step": step, "loss": float(np.mean(losses)), **_score(refiner, pool, held_out)}
             losses = []
-            if _merit(log[-1]) > best or not held_out:
-                best, state = _merit(log[-1]), deepcopy(refiner.state_dict())
-    refiner.load_state_dict(state)
+            if _merit(row) > max(map(_merit, log)) or not held_out:
+                best = deepcopy(refiner.state_dict())
+            log.append(row)
+            if resume and step < config.iterations:
+                save_checkpoint(resume, mark, step, refiner=refiner.state_dict(), optimiser=optimiser.state_dict(), schedule=schedule.state_dict(),
+                                generator=generator.get_state(), read=pool.read, log=log, best=best)  # fmt: skip
+    refiner.load_state_dict(best)
+    if resume:
+        resume.unlink(missing_ok=True)
     return refiner.eval(), pd.DataFrame(log)
 
 
 def refinement_loss(refiner: Refiner, embeddings: Tensor, pairs: Pairs) -> Tensor:
     """SAM's loss of the refined masks against the human ones, mean over N pairs; ``pairs.image`` indexes ``embeddings`` (B, C, h, w)."""
     low, score = refiner(embeddings[pairs.image], pairs.logits, pairs.boxes, pairs.points)
-    logits = in_frame(low[:, None].float(), pairs.target.shape[-1])[:, 0]
+    logits = resized(low[:, None].float(), pairs.target.shape[-2:])[:, 0]
     actual = mask_iou(logits.detach() > 0, pairs.target)
     return (FOCAL * focal_loss(logits, pairs.target) + DICE * dice_loss(logits, pairs.target) + IOU * (score.float() - actual) ** 2).mean()
 
@@ -316,9 +227,9 @@ def _score(refiner: Refiner, pool: HumanImages, held_out: list[tuple[list[int], 
     for numbers, pairs in held_out:
         embeddings, _, inside = pool.get(numbers)
         with torch.no_grad():
-            embeddings = refiner.embed(embeddings, pool.pixels(numbers))
+            embeddings = refiner.embed(embeddings, partial(pool.pixels, numbers))
         low = refine(refiner, embeddings[pairs.image], pairs.logits, pairs.boxes, pairs.points)
-        refined = (in_frame(low[:, None], pairs.target.shape[-1])[:, 0] > 0) & inside[pairs.image]
+        refined = (resized(low[:, None], pairs.target.shape[-2:])[:, 0] > 0) & inside[pairs.image]
         rows.append(torch.stack([f(mask, pairs.target) for mask in (pairs.masks, refined) for f in (mask_iou, boundary_iou)], 1))
     refiner.train()
     return dict(zip(("sam_iou", "sam_biou", "iou", "biou"), torch.cat(rows).mean(0).tolist()))

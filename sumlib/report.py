@@ -265,11 +265,11 @@ def smoke_results(folder: Path, names: Sequence[str] = ("sam", "sum-medium")) ->
     from sumlib.config import load_config
     from sumlib.data import TASK_GROUPS, open_dataset
     from sumlib.evaluate import evaluate_run
-    from sumlib.model import Sum, load_sam
+    from sumlib.labeller import load_foundation
 
     config = load_config("smoke")
     datasets = [open_dataset(name, config.data_root)[: config.evaluate.limit_images] for group in TASK_GROUPS.values() for name in group]
-    model = Sum(load_sam(config.model.type, config.checkpoint)).eval()
+    model = load_foundation(config)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     for name in names:

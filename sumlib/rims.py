@@ -11,11 +11,11 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from sumlib.config import RunConfig
 from sumlib.data import Dataset, Sample
 from sumlib.evaluate import one_click
 from sumlib.masks import dilate
 from sumlib.model import Sum
+from sumlib.runs import RunConfig
 
 SIDES = ("background", "same object")
 

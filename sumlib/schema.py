@@ -45,6 +45,13 @@ class OneOf(tuple):
         return "one of " + ", ".join(map(str, self))
 
 
+Count = Annotated[int, Range(1)]
+Seed = Annotated[int, Range(0, 2**31 - 1)]
+Fraction = Annotated[float, Range(0, 1)]
+Positive = Annotated[float, Range(0, above=True)]
+NonNegative = Annotated[float, Range(0)]
+
+
 class Reader:
     """Turns parsed YAML into dataclasses; every error names the file and the key path."""
 

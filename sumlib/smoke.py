@@ -7,7 +7,7 @@ from torch import Tensor
 
 from sumlib.config import Config
 from sumlib.data import open_dataset
-from sumlib.model import Sum, load_sam
+from sumlib.labeller import load_foundation
 from sumlib.pseudo import add_uncertainty, generate
 
 
@@ -16,7 +16,7 @@ def pseudo_labels(config: Config, folder: Path) -> Path:
 
     The masks are refined by SAM's own decoder, which is the refinement module before its training.
     """
-    model = Sum(load_sam(config.model.type, config.checkpoint, sha256=config.model.sha256)).eval()
+    model = load_foundation(config)
     images = open_dataset(config.data.unlabeled, config.data_root)
 
     @torch.no_grad()

@@ -1,8 +1,7 @@
-"""An EMA teacher of the model in training: consistency on two views (AugSeg) and the discrepancy as uncertainty (METHOD sections 3 and 7).
+"""Models beside the one in training: an EMA teacher, for consistency on two views (AugSeg), and a second decoder.
 
-The other form of the discrepancy, of two decoders, needs no more than `box_probability` of both.
-
-The method trains neither; these are what it is compared with.
+How far the model and such a one agree is the certainty of SUM Discrepancy-Uncer (METHOD sections 3 and 7). The method needs neither; they
+are what it is compared with.
 """
 
 from copy import deepcopy
@@ -11,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sumlib.masks import mask_box
+from sumlib.masks import mask_box, resized
 from sumlib.metrics import mask_iou
-from sumlib.model import Sum
+from sumlib.model import Sum, decoder_copy
 
 
 class Teacher(nn.Module):
@@ -41,7 +40,7 @@ class Teacher(nn.Module):
         logits, score = _three(self.model, embedding, image, xy, codes, pixels.shape[-1], bf16)
         return logits[torch.arange(len(xy)), score.argmax(1)] > 0
 
-    def agreement(self, student: Sum, embedding: Tensor, pixels: Tensor, image: Tensor, target: Tensor, bf16: bool = False) -> Tensor:
+    def certainty(self, student: Sum, embedding: Tensor, pixels: Tensor, image: Tensor, target: Tensor, bf16: bool = False) -> Tensor:
         """Certainty (N, S, S) in [0, 1]: 1 - |difference of the student's and the teacher's probability| for the box of each target (N, S, S) bool.
 
         ``embedding`` (B, C, h, w) is the student's of the images ``pixels`` (B, 3, S, S).
@@ -49,6 +48,22 @@ class Teacher(nn.Module):
         with torch.no_grad(), torch.autocast(pixels.device.type, torch.bfloat16, enabled=bf16):
             own = self.model.encode(pixels)
         return 1 - (box_probability(student, embedding, image, target, bf16) - box_probability(self.model, own, image, target, bf16)).abs()
+
+
+class SecondDecoder(nn.Module):
+    """A prompt encoder and mask decoder that start as the model's and learn from prompts of their own, on the model's embeddings."""
+
+    def __init__(self, model: Sum):
+        super().__init__()
+        self.model = decoder_copy(model).requires_grad_(True)
+
+    def trained(self) -> list[nn.Parameter]:
+        """What learns: all but the task prompt, which it is never given."""
+        return [p for part in (self.model.sam.prompt_encoder, self.model.sam.mask_decoder) for p in part.parameters()]
+
+    def certainty(self, first: Sum, embedding: Tensor, pixels: Tensor, image: Tensor, target: Tensor, bf16: bool = False) -> Tensor:
+        """As `Teacher.certainty`, of the ``first`` model's decoder and this one."""
+        return 1 - (box_probability(first, embedding, image, target, bf16) - box_probability(self.model, embedding, image, target, bf16)).abs()
 
 
 @torch.no_grad()
@@ -64,8 +79,7 @@ def _three(model: Sum, embedding: Tensor, image: Tensor, xy: Tensor, codes: Tens
     """Logits (N, 3, S, S) and predicted IoU (N, 3) of the outputs for a single prompt."""
     with torch.autocast(embedding.device.type, torch.bfloat16, enabled=bf16):
         low, score = model.decode_codes(embedding.index_select(0, image), xy, codes)
-    low = low.float()[:, 1:]
-    return low if low.shape[-1] == size else F.interpolate(low, (size, size), mode="bilinear", align_corners=False), score.float()[:, 1:]
+    return resized(low.float()[:, 1:], (size, size)), score.float()[:, 1:]
 
 
 def strong_view(pixels: Tensor, generator: torch.Generator) -> Tensor:

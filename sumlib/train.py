@@ -114,29 +114,34 @@ class _Job:
             optimiser.zero_grad(set_to_none=True)
             log.append({"step": k + 1, **dict(zip(row, numbers.tolist())), "gradient_norm": norm.item()})
             if rank == 0 and resume and (k + 1) % self.every == 0 and k + 1 < iterations:
-                _save(self.model, optimiser, log, resume, self.mark)
+                save_checkpoint(resume, self.mark, k + 1, model=self.model.state_dict(), optimiser=optimiser.state_dict(), log=log)
         if rank == 0 and resume:
             resume.unlink(missing_ok=True)
         return log
 
 
-def _save(model: nn.Module, optimiser: torch.optim.Optimizer, log: list, path: Path, mark: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    state = {"mark": mark, "model": model.state_dict(), "optimiser": optimiser.state_dict(), "log": log}
-    torch.save(state, path.with_suffix(".tmp"))
-    os.replace(path.with_suffix(".tmp"), path)
-
-
 def _resume(model: nn.Module, optimiser: torch.optim.Optimizer, path: Path | None, mark: str, loud: bool) -> list[dict]:
-    if path is None or not path.exists():
-        return []
-    state = torch.load(path, weights_only=True)
-    if state["mark"] != mark:
-        if loud:
-            print(f"{path.name}: a checkpoint of another configuration, data or code; starting anew")
+    state = load_checkpoint(path, mark, loud)
+    if not state:
         return []
     model.load_state_dict(state["model"])
     optimiser.load_state_dict(state["optimiser"])
-    if loud:
-        print(f"{path.name}: resuming after step {len(state['log'])}")
     return state["log"]
+
+
+def save_checkpoint(path: Path, mark: str, step: int, **state) -> None:
+    """Write the state of a training after ``step``, whole or not at all: tensors, numbers, texts and containers of them."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save({"mark": mark, "step": step, **state}, path.with_suffix(".tmp"))
+    os.replace(path.with_suffix(".tmp"), path)
+
+
+def load_checkpoint(path: Path | None, mark: str, loud: bool = True) -> dict | None:
+    """What `save_checkpoint` wrote, to resume from; None where nothing is there, or something of another ``mark``, which is said if ``loud``."""
+    if path is None or not path.exists():
+        return None
+    state = torch.load(path, weights_only=True)
+    fits = state["mark"] == mark
+    if loud:
+        print(f"{path.name}: " + (f"resuming after step {state['step']}" if fits else "a checkpoint of another configuration or data; starting anew"))
+    return state if fits else None

@@ -1,9 +1,11 @@
 """Other ways to build the mask-refinement module, which the paper compares with its own (Figures 7 and 8)."""
 
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 
 import pandas as pd
 import torch
@@ -11,30 +13,31 @@ from segment_anything.modeling import ImageEncoderViT
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sumlib.adapters import add_adapters, light_parameters
+from sumlib.adapters import add_adapters
 from sumlib.bar import with_bar
+from sumlib.checkpoint import build_like
 from sumlib.config import RefineConfig
 from sumlib.data import Sample
 from sumlib.hq import hq_parameters, noised_mask
-from sumlib.masks import mask_box
-from sumlib.model import Sum, build_like
+from sumlib.masks import mask_box, resized
+from sumlib.model import Sum, seeded
 from sumlib.parallel import each
 from sumlib.refinement import measure_refinement
-from sumlib.refiner import Pairs, Refiner, make_pairs, train_refiner
+from sumlib.refiner import Refiner, train_refiner
 from sumlib.sampler import sample_point
+from sumlib.train import load_checkpoint, save_checkpoint
+from sumlib.training_pairs import Pairs, make_pairs
 
 
 class HqRefiner(Refiner):
     """HQ-SAM's head on a frozen SAM; with ``mask_only`` it sees neither box nor point."""
 
     def __init__(self, model: Sum, mask_only: bool):
-        nn.Module.__init__(self)
-        self.network, self.mask_only = model.requires_grad_(False), mask_only
-        for parameter in hq_parameters(model.hq, task_prompt=False):
-            parameter.requires_grad_(True)
+        super().__init__(model, hq_parameters(model.hq, task_prompt=False))
+        self.mask_only = mask_only
 
-    def embed(self, embeddings: Tensor, pixels: Tensor) -> Tensor:
-        return self.network.encode(pixels)
+    def embed(self, embeddings: Tensor, pixels: Callable[[], Tensor]) -> Tensor:
+        return self.network.encode(pixels())
 
     def forward(self, embeddings: Tensor, logits: Tensor, boxes: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
         if not self.mask_only:
@@ -47,23 +50,21 @@ class HqRefiner(Refiner):
 class EncoderRefiner(Refiner):
     """The module with an image encoder of its own: (B, 3, S, S) -> (B, C, h, w)."""
 
-    def __init__(self, model: Sum, encoder: ImageEncoderViT, trained: Sequence[nn.Parameter] | None = None):
-        """``trained`` are the encoder's parameters that move; None: all."""
-        super().__init__(model)
-        self.encoder = encoder.requires_grad_(trained is None)
-        for parameter in trained or ():
-            parameter.requires_grad_(True)
+    def __init__(self, network: Sum, trained: Sequence[nn.Parameter], encoder: ImageEncoderViT):
+        """``encoder`` learns where its parameters require a gradient."""
+        super().__init__(network, trained)
+        self.encoder = encoder
 
-    def embed(self, embeddings: Tensor, pixels: Tensor) -> Tensor:
-        return self.encoder(pixels)
+    def embed(self, embeddings: Tensor, pixels: Callable[[], Tensor]) -> Tensor:
+        return self.encoder(pixels())
 
 
 def synthetic_pairs(
     model: Sum, embeddings: Tensor, image: Tensor, target: Tensor, config: RefineConfig, *, generator: torch.Generator, inside: Tensor | None = None,
 ) -> Pairs:  # fmt: skip
-    """As `refiner.make_pairs`, with the human mask distorted (`hq.noised_mask`) in place of SAM's; none is filtered but empty ones."""
+    """As `training_pairs.make_pairs`, with the human mask distorted (`hq.noised_mask`) in place of SAM's; none is filtered but empty ones."""
     low = noised_mask(target, model.sam.prompt_encoder.mask_input_size[0], generator)
-    full = low if low.shape[-1] == target.shape[-1] else F.interpolate(low, target.shape[-2:], mode="bilinear", align_corners=False)
+    full = resized(low, target.shape[-2:])
     masks = full[:, 0] > 0 if inside is None else (full[:, 0] > 0) & inside
     points, _ = sample_point(target, generator=generator)
     keep = masks.flatten(1).any(1)
@@ -77,8 +78,7 @@ def masked_autoencoder(
 
     The masked patches are blank pixels, as in SimMIM, since the encoder has convolutions and windows; blocks are two patches wide.
     """
-    with torch.random.fork_rng(devices=[]):  # its modules draw their first weights from the global generator
-        torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))
+    with seeded(int(torch.randint(2**31, (), generator=generator))):
         encoder = build_like(model.sam).image_encoder
         grid = model.sam.prompt_encoder.image_embedding_size[0]
         patch = encoder.img_size // grid
@@ -116,19 +116,18 @@ class Variant:
 
 
 def _hq(model: Sum, generator: torch.Generator, images: Sequence[Sample]) -> Refiner:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))
+    with seeded(int(torch.randint(2**31, (), generator=generator))):
         return HqRefiner(Sum(deepcopy(model.sam), hq=True), mask_only=True)
 
 
 def _adapted(model: Sum, generator: torch.Generator, images: Sequence[Sample], width: int = 32) -> Refiner:
-    encoder = deepcopy(model.sam.image_encoder)
+    encoder = deepcopy(model.sam.image_encoder).requires_grad_(False)
     add_adapters(encoder, width, generator)
-    return EncoderRefiner(model, encoder, light_parameters(encoder))
+    return EncoderRefiner.of(model, encoder)
 
 
 def _mae(model: Sum, generator: torch.Generator, images: Sequence[Sample], iterations: int) -> Refiner:
-    return EncoderRefiner(model, masked_autoencoder(model, images, iterations=iterations, generator=generator, progress=False))
+    return EncoderRefiner.of(model, masked_autoencoder(model, images, iterations=iterations, generator=generator, progress=False))
 
 
 METHOD = "mask-refinement module"
@@ -155,24 +154,36 @@ def variants(config: RefineConfig, mae_iterations: int = 120) -> dict[str, Varia
 
 def compare_variants(
     model: Sum, ready: Mapping[str, Refiner], human: Sequence[Sample], unlabeled: Sequence[Sample], sets: Mapping[str, Sequence[Sample]], config: RefineConfig,
-    chosen: Mapping[str, Variant], *, workers: int = 1, progress: bool = True,
+    chosen: Mapping[str, Variant], *, workers: int = 1, progress: bool = True, resume: Path | None = None, mark: str = "",
 ) -> tuple[dict[str, dict], dict[str, pd.DataFrame]]:  # fmt: skip
     """Train each variant as ``config`` says and measure it on ``sets`` {name: images}, with the refiners that are ``ready`` {title: refiner}.
 
     Trained in bfloat16. Returns by title the "levels" of `measure_refinement` from one point, and the logs of those that were trained. The variants are shared by
-    ``workers`` processes.
+    ``workers`` processes. Killed and started again, it goes on from the folder ``resume``, where each variant's state and result are kept until all are
+    done, unless it is of another ``mark`` (`train.fingerprint` of the inputs).
     """
-    def build(title: str) -> tuple[dict, pd.DataFrame | None]:
-        refiner, log = ready.get(title), None
-        if refiner is None:
-            variant, generator = named[title], torch.Generator().manual_seed(config.seed)
-            # Faster, and exact enough to compare by. Without a cache: it would hold the weights as they were at the start.
-            with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
-                refiner = variant.build(model, generator, unlabeled) if variant.build else None
-                refiner, log = train_refiner(model, human, replace(config, **variant.changed), generator=generator, refiner=refiner, make=variant.make, progress=False)
-        return measure_refinement(model, refiner, sets, progress=False)["levels"], log
+    def train(key: str) -> tuple[Refiner, pd.DataFrame]:
+        variant, generator = chosen[key], torch.Generator().manual_seed(config.seed)
+        # Faster, and exact enough to compare by. Without a cache: it would hold the weights as they were at the start.
+        with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+            refiner = variant.build(model, generator, unlabeled) if variant.build else None
+            return train_refiner(model, human, replace(config, **variant.changed), generator=generator, refiner=refiner, make=variant.make, progress=False,
+                                 resume=resume and resume / f"{key}-training.pt", mark=mark)  # fmt: skip
 
-    named = {variant.title: variant for variant in chosen.values()}
-    titles = [*named, *ready]
-    found = dict(zip(titles, with_bar(each(build, titles, workers), "variants", progress, total=len(titles))))
-    return {title: levels for title, (levels, _) in found.items()}, {title: log for title, (_, log) in found.items() if log is not None}
+    def result(key: str) -> tuple[dict, list[dict] | None]:
+        if key in ready:
+            return measure_refinement(model, ready[key], sets, progress=False)["levels"], None
+        path = resume and resume / f"{key}.pt"
+        state = load_checkpoint(path, mark, loud=False)
+        if not state:
+            refiner, log = train(key)
+            state = {"levels": measure_refinement(model, refiner, sets, progress=False)["levels"], "log": log.to_dict("records")}
+            if path:
+                save_checkpoint(path, mark, len(log), **state)
+        return state["levels"], state["log"]
+
+    titles = {key: variant.title for key, variant in chosen.items()} | {title: title for title in ready}
+    found = dict(zip(titles.values(), with_bar(each(result, list(titles), workers), "variants", progress, total=len(titles))))
+    if resume:
+        shutil.rmtree(resume, ignore_errors=True)
+    return {title: levels for title, (levels, _) in found.items()}, {title: pd.DataFrame(log) for title, (_, log) in found.items() if log is not None}

@@ -6,7 +6,8 @@ from torch import nn
 
 from sumlib.data import Sample
 from sumlib.data.world import Style, make_scene
-from sumlib.model import Sum, build_sam_micro
+from sumlib.micro_sam import build_sam_micro
+from sumlib.model import Sum
 
 
 def entity_samples(count: int) -> list[Sample]:

@@ -11,13 +11,13 @@ from sumlib.paths import NOTEBOOKS, ROOT
 # From the bottom up: a module imports from rows below its own, or what stands left of it in its row.
 # The names in a set are alternatives side by side: they import none of each other.
 LAYERS = [
-    ["paths", "schema", "config", {"workspace", "pictures", "bar", "parallel", "attention", "adapters", "hq"}],
+    ["paths", "schema", "runs", "config", {"workspace", "pictures", "bar", "parallel", "attention", "adapters", "hq", "micro_sam", "resampling"}],
     ["masks"],
     [{"losses", "uncertainty", "sampler", "metrics", "contrast"}],
-    ["model", {"tuning", "labeller"}],
+    ["model", "checkpoint", {"tuning", "labeller"}],
     ["data"],
-    ["refiner", "refinement", "variants", "pseudo", "smoke"],
-    ["train", "teacher", "finetune", "evaluate", "foundation", "distill"],
+    ["train", "training_pairs", "refiner", "refinement", "variants", "pseudo", "smoke"],
+    ["teacher", "sources", "steps", "finetune", "evaluate", "scenes", "gate", "foundation", "distill"],
     ["report", "bootstrap", {"figures", "claim_list", "beyond"}, "claims", {"panel", "rims", "quality", "study"}, {"quality_figures", "ablation_figures", "paper_figures"}],
     ["notebook"],
 ]

@@ -5,8 +5,9 @@ import pytest
 from test_report import results
 
 from sumlib import claims
-from sumlib.bootstrap import Bootstrap, Estimate
+from sumlib.bootstrap import Bootstrap
 from sumlib.claims import FAILS, HOLDS, SHOWN, UNDECIDED, Finding, conclude, judge, judge_claims, judge_refinement
+from sumlib.resampling import Estimate
 
 RUNS = {
     "sam": ("SAM", "none", 0), "human-small": ("Human-annotation-only", "FT-Small", 0), "vanilla-small": ("Vanilla", "FT-Small", 0),

@@ -11,25 +11,17 @@ from scenes import make_scene
 from small import small_sum
 from torch.nn import functional as F
 
+from sumlib.checkpoint import load_sam, load_sum, save_sam, save_sum
 from sumlib.config import load_config
 from sumlib.data import open_dataset
 from sumlib.data.export import write_dataset
-from sumlib.finetune import (
-    Batch,
-    HumanSource,
-    PseudoSource,
-    _first_prompt,
-    _next_prompt,
-    collate,
-    consistency_step,
-    finetune,
-    interactive_step,
-    mask_losses,
-)
+from sumlib.finetune import finetune
 from sumlib.masks import jittered_boxes, mask_box
 from sumlib.metrics import mask_iou
-from sumlib.model import Sum, load_sam, load_sum, save_sam, save_sum
+from sumlib.model import Sum
 from sumlib.smoke import pseudo_labels
+from sumlib.sources import Batch, HumanSource, PseudoSource, collate
+from sumlib.steps import _first_prompt, _next_prompt, consistency_step, interactive_step, mask_losses
 from sumlib.teacher import Teacher
 from sumlib.tuning import parameter_groups
 
@@ -435,7 +427,7 @@ def test_other_methods_repeat_and_resume(whole, name, change, tmp_path, monkeypa
 
 def test_students_learn_the_teachers_masks_on_another_view(model, human, pseudo, monkeypatch):
     seen = []
-    monkeypatch.setattr("sumlib.finetune.interactive_step", lambda model, batch, *args, **options: seen.append((batch, options)) or {})
+    monkeypatch.setattr("sumlib.steps.interactive_step", lambda model, batch, *args, **options: seen.append((batch, options)) or {})
     batch = collate([pseudo.draw(model, 3, rng())])
     teacher = Teacher(model, 0.9)
     for kind, rounds in (("mixed", 1), ("box", 1), ("mixed-multi", CONFIG.rounds)):
@@ -468,7 +460,8 @@ def test_consistency_beside_pseudo_labels_shares_their_weight(whole, monkeypatch
         seen.append((share, len(batch.target), bool(options)))
         return interactive_step(model, batch, run, config, generator, share, **options)
 
-    monkeypatch.setattr("sumlib.finetune.interactive_step", step)
+    for module in ("finetune", "steps"):
+        monkeypatch.setattr(f"sumlib.{module}.interactive_step", step)
     finetune(config, replace(config.run("sum-small"), consistency="mixed"), labels)
     (human, h, _), (lesson, n, special), (own, m, _) = seen[:3]
     assert n == m and special and lesson == own and human + 2 * own == pytest.approx(1) and human / h == pytest.approx(2 * own / n)
@@ -485,7 +478,8 @@ def test_the_second_decoder_learns_by_itself_and_is_thrown_away(whole, monkeypat
         assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in model.sam.mask_decoder.parameters()) and before.keys() == weights(model).keys()
         return found
 
-    monkeypatch.setattr("sumlib.finetune.interactive_step", step)
+    for module in ("finetune", "steps"):
+        monkeypatch.setattr(f"sumlib.{module}.interactive_step", step)
     model, _ = finetune(config, replace(config.run("sum-small"), uncertainty="two-decoders"), labels)
     assert learners.count((True, 1)) == config.finetune.iterations and learners.count((False, None)) == config.finetune.iterations
     assert weights(model).keys() == weights(Sum(load_sam("micro", config.checkpoint))).keys()

@@ -11,10 +11,12 @@ from small import small_sum
 
 from sumlib.data import open_dataset
 from sumlib.data.world import SIZE, coarse
-from sumlib.foundation import SMALLEST, Batches, FoundationConfig, Pretraining, coarse_examples, gate, human_clicks, make_store, mask_loss, pretrain, stored_examples
+from sumlib.foundation import FoundationConfig, Pretraining, human_clicks, mask_loss, pretrain
+from sumlib.gate import coarse_examples, gate, stored_examples
 from sumlib.metrics import mask_iou
 from sumlib.paths import SAMPLE
 from sumlib.sampler import first_click, next_click
+from sumlib.scenes import SMALLEST, Batches, make_store
 
 CONFIG = FoundationConfig(scenes=6, iterations=4, finish=1, dense_only=0.5, images=2, prompts=2, workers=1, seed=3)
 

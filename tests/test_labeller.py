@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from sumlib.checkpoint import save_sum
 from sumlib.config import load_config
 from sumlib.labeller import SELF, load_foundation, load_labeller
-from sumlib.model import save_sum
 
 SMOKE = load_config("smoke")
 

@@ -10,11 +10,13 @@ import torch
 from segment_anything import SamAutomaticMaskGenerator
 from segment_anything.utils.amg import rle_to_mask
 
+from sumlib.checkpoint import load_sam
 from sumlib.config import PseudoLabelConfig
 from sumlib.data import Dataset
 from sumlib.data.dataset import Entry
 from sumlib.data.world import Style, make_scene
-from sumlib.model import Sum, build_sam_micro, load_sam
+from sumlib.micro_sam import build_sam_micro
+from sumlib.model import Sum
 from sumlib.paths import SAMPLE
 from sumlib.pseudo import AutomaticMasks, PseudoLabels, add_uncertainty, generate, store
 from sumlib.pseudo.store import decode_map, encode_map, map_logits

@@ -1,6 +1,7 @@
 """The refinement module: its input, its training pairs, its training on held-out masks, its file, its measurement."""
 
 import json
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,10 +15,12 @@ from sumlib.data import Sample
 from sumlib.losses import dice_loss, focal_loss
 from sumlib.masks import mask_box
 from sumlib.metrics import boundary_iou, mask_iou
-from sumlib.model import Sum, build_sam_micro
+from sumlib.micro_sam import build_sam_micro
+from sumlib.model import Sum
 from sumlib.refinement import before_and_after, measure_refinement
-from sumlib.refiner import LOGIT_LIMIT, Pairs, Refiner, load_refiner, make_pairs, refine, refinement_loss, save_refiner, train_refiner
+from sumlib.refiner import LOGIT_LIMIT, Refiner, load_refiner, refine, refinement_loss, save_refiner, train_refiner
 from sumlib.sampler import first_click
+from sumlib.training_pairs import Pairs, make_pairs
 
 CONFIG = RefineConfig(iterations=12, images=2, masks_per_image=2, lr=2e-3, min_iou=0.0, pred_iou_thresh=0.0, stability_thresh=0.0,
                       stability_offset=0.01, holdout=0.25, seed=0)  # fmt: skip
@@ -59,11 +62,11 @@ def test_an_untrained_refiner_is_sam_given_mask_box_and_point(model, samples):
         with torch.no_grad():
             sparse, dense = model.sam.prompt_encoder(points=(points[b, None, None], torch.ones(1, 1)), boxes=boxes[b, None], masks=clamped)
             expected, _ = model.sam.mask_decoder(e[b, None], model.sam.prompt_encoder.get_dense_pe(), sparse, dense, multimask_output=False)
-        assert torch.allclose(refine(Refiner(model), e, logits, boxes, points)[b], expected[0, 0], atol=1e-4)
+        assert torch.allclose(refine(Refiner.of(model), e, logits, boxes, points)[b], expected[0, 0], atol=1e-4)
 
 
 def test_only_prompt_encoder_and_decoder_are_trained_and_foundation_stays(model):
-    refiner = Refiner(model)
+    refiner = Refiner.of(model)
     trained = {id(p) for p in refiner.parameters() if p.requires_grad}
     assert trained and trained.isdisjoint({id(p) for p in model.parameters()})
     assert not refiner.network.task_prompt.weight.requires_grad
@@ -108,9 +111,9 @@ def test_loss_is_sams(model, samples):
     e, logits, boxes, points = inputs(model, samples)
     target = torch.from_numpy(np.stack([samples[0].masks[0], samples[1].masks[0]]))
     pairs = Pairs(torch.arange(2), logits, boxes, points, target, logits > 0)
-    low, score = Refiner(model)(e, logits, boxes, points)
+    low, score = Refiner.of(model)(e, logits, boxes, points)
     expected = 20 * focal_loss(low, target) + dice_loss(low, target) + (score - mask_iou(low > 0, target)) ** 2
-    assert torch.isclose(refinement_loss(Refiner(model), e, pairs), expected.mean())
+    assert torch.isclose(refinement_loss(Refiner.of(model), e, pairs), expected.mean())
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +135,7 @@ def test_training_keeps_the_state_that_is_best_on_held_out_masks(model, samples,
     merit = log["iou"] + log["biou"]
     assert log["step"].tolist() == [0, *range(1, 13)] and merit.max() > merit[0] + 0.1
     assert log["sam_iou"].nunique() == 1 and log["loss"][1:].notna().all()
-    assert not all(torch.equal(a, b) for a, b in zip(refiner.trained().values(), Refiner(model).trained().values()))
+    assert not all(torch.equal(a, b) for a, b in zip(refiner.trained().values(), Refiner.of(model).trained().values()))
     before = {k: v.clone() for k, v in model.state_dict().items()}
     again, same = train_refiner(model, plain, CONFIG, generator=generator(), progress=False)
     assert log.equals(same) and all(torch.equal(a, b) for a, b in zip(refiner.trained().values(), again.trained().values()))
@@ -141,7 +144,34 @@ def test_training_keeps_the_state_that_is_best_on_held_out_masks(model, samples,
     assert np.allclose(uncached["iou"], log["iou"], atol=0.02)  # encoded in other batches: equal up to rounding
     worse, log = train_refiner(model, samples, CONFIG, generator=generator(), progress=False)  # nothing to learn there
     assert (log["iou"] + log["biou"]).idxmax() == 0
-    assert all(torch.equal(a, b) for a, b in zip(worse.trained().values(), Refiner(model).trained().values()))
+    assert all(torch.equal(a, b) for a, b in zip(worse.trained().values(), Refiner.of(model).trained().values()))
+
+
+@pytest.mark.parametrize("memory", [2**30, 200_000])
+def test_a_killed_training_ends_with_the_same_refiner(model, plain, tmp_path, monkeypatch, memory):
+    train = partial(train_refiner, model, plain, CONFIG, progress=False, memory=memory)
+    expected, log = train(generator=generator())
+    path, steps = tmp_path / "refiner.pt", []
+
+    def dying(*args):
+        steps.append(1)
+        if len(steps) == 8:
+            raise KeyboardInterrupt
+        return refinement_loss(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("sumlib.refiner.refinement_loss", dying)
+        with pytest.raises(KeyboardInterrupt):
+            train(generator=generator(), resume=path, mark="a")
+    kept = path.read_bytes()
+    resumed, again = train(generator=generator(), resume=path, mark="a")
+    assert log.equals(again) and all(torch.equal(a, b) for a, b in zip(expected.trained().values(), resumed.trained().values())) and not path.exists()
+    path.write_bytes(kept)
+    with monkeypatch.context() as patch:  # one of another mark is not used
+        patch.setattr("sumlib.refiner.refinement_loss", lambda *args: steps.append(1) or refinement_loss(*args))
+        steps.clear()
+        train(generator=generator(), resume=path, mark="b")
+    assert len(steps) == CONFIG.iterations
 
 
 def test_no_pair_passes(model, samples):

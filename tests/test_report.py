@@ -5,7 +5,8 @@ import pandas as pd
 import pytest
 
 from sumlib import report
-from sumlib.bootstrap import Bootstrap, MissingRun, paired_difference, ratio_difference
+from sumlib.bootstrap import Bootstrap, MissingRun, paired_difference
+from sumlib.resampling import ratio_difference
 
 MODELS = {"sam": ("SAM", "none", 0), "sum-medium": ("SUM", "FT-Medium", 0), "sum-medium-seed1": ("SUM", "FT-Medium", 1)}
 

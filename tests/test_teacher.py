@@ -73,7 +73,7 @@ def test_prediction_is_the_output_with_the_largest_predicted_iou():
 def test_agreement_is_one_with_oneself_and_less_with_another():
     student = small_sum(4)
     teacher, image, target = Teacher(student, 0.9), torch.tensor([0, 1]), masks(2)
-    assert (teacher.agreement(student, student.encode(pixels()), pixels(), image, target) == 1).all()
+    assert (teacher.certainty(student, student.encode(pixels()), pixels(), image, target) == 1).all()
     another = small_sum(5)
-    other = teacher.agreement(another, another.encode(pixels()), pixels(), image, target)
+    other = teacher.certainty(another, another.encode(pixels()), pixels(), image, target)
     assert other.shape == target.shape and 0 <= other.min() < 0.9 and other.max() <= 1

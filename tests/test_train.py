@@ -61,7 +61,7 @@ def test_a_checkpoint_of_something_else_is_not_used_and_said_so(tmp_path, capsys
     with pytest.raises(Killed):
         train(path, killed_at=6, mark="other", seed=9)
     fresh = train(path)
-    assert capsys.readouterr().out == "line.pt: a checkpoint of another configuration, data or code; starting anew\n"
+    assert capsys.readouterr().out == "line.pt: a checkpoint of another configuration or data; starting anew\n"
     assert same(fresh, train())
 
 

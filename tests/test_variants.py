@@ -1,6 +1,7 @@
 """Other refinement modules: what they see, what of them is trained, and that they are measured on the same masks."""
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -8,9 +9,10 @@ import torch
 import test_refiner
 from small import entity_samples
 
+from sumlib.checkpoint import load_sam
 from sumlib.data import Sample
 from sumlib.masks import mask_box
-from sumlib.model import Sum, load_sam
+from sumlib.model import Sum
 from sumlib.refinement import changes
 from sumlib.refiner import Refiner, refine, train_refiner
 from sumlib.variants import METHOD, HqRefiner, compare_variants, masked_autoencoder, synthetic_pairs, variants
@@ -41,7 +43,7 @@ def test_each_variant_trains_what_it_should(model, samples):
                 "adapter": {"network.sam", "encoder"}, "module": {"network.sam"}}  # fmt: skip
     frozen = {name: value.clone() for name, value in model.state_dict().items()}
     for key, variant in variants(CONFIG, mae_iterations=1).items():
-        start = variant.build(model, rng(), samples) if variant.build else Refiner(model)
+        start = variant.build(model, rng(), samples) if variant.build else Refiner.of(model)
         before = {name: value.clone() for name, value in start.state_dict().items()}
         after, log = train_refiner(model, samples, CONFIG, generator=rng(), progress=False, refiner=start, make=variant.make)
         trained = {name for name, p in after.named_parameters() if p.requires_grad}
@@ -61,7 +63,7 @@ def test_a_mask_only_module_sees_neither_box_nor_point(model, samples):
         head = Sum(model.sam, hq=True)
     for mask_only in (True, False):
         refiner = HqRefiner(head, mask_only).eval()
-        seen = refiner.embed(torch.zeros(0), pixels)
+        seen = refiner.embed(torch.zeros(0), lambda: pixels)
         first, other = refine(refiner, seen, logits, boxes, points), refine(refiner, seen, logits, boxes + 20, points + 20)
         assert torch.equal(first, other) == mask_only and first.shape == (1, 64, 64)
         assert not torch.equal(first, refine(refiner, seen, -logits, boxes, points))
@@ -97,10 +99,30 @@ def test_training_in_bfloat16_is_that_in_full_precision(model, samples):
     assert exact[-1] < 0.5 * exact[0] and np.allclose(found, exact, rtol=0.03)
 
 
+def test_killed_variants_go_on_where_they_were(model, samples, tmp_path, monkeypatch):
+    chosen = {key: variant for key, variant in variants(CONFIG).items() if key in ("synthetic", "module")}
+    compare = partial(compare_variants, model, {}, samples, samples, {"A": samples[:2]}, CONFIG, chosen, progress=False)
+    expected, logs = compare()
+    trained = []
+
+    def dying(*args, **options):
+        trained.append(options["make"])
+        if len(trained) == 2:
+            raise KeyboardInterrupt
+        return train_refiner(*args, **options)
+
+    monkeypatch.setattr("sumlib.variants.train_refiner", dying)
+    with pytest.raises(KeyboardInterrupt):
+        compare(resume=tmp_path / "variants", mark="a")
+    found, again = compare(resume=tmp_path / "variants", mark="a")
+    assert len(trained) == 3 and trained[1] is trained[2]  # the first one was not trained again
+    assert found == expected and all(log.equals(again[title]) for title, log in logs.items()) and not (tmp_path / "variants").exists()
+
+
 def test_variants_are_compared_on_the_same_masks_whatever_the_workers(model, samples):
     sets = {"A": samples[:2], "B": samples[2:4]}
     chosen = {key: variant for key, variant in variants(CONFIG).items() if key in ("synthetic", "hq-mp")}
-    (one, logs), (two, _) = (compare_variants(model, {METHOD: Refiner(model).eval()}, samples, samples, sets, CONFIG, chosen, workers=n, progress=False) for n in (1, 2))
+    (one, logs), (two, _) = (compare_variants(model, {METHOD: Refiner.of(model).eval()}, samples, samples, sets, CONFIG, chosen, workers=n, progress=False) for n in (1, 2))
     assert list(one) == list(two) == ["HQ-SAM MP", "synthetic masks", METHOD] and set(logs) == {"HQ-SAM MP", "synthetic masks"}
     for title in one:
         assert one[title]["A"]["sam_iou"] == one[METHOD]["A"]["sam_iou"]

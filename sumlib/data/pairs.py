@@ -3,8 +3,6 @@
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-
 from sumlib.data.dataset import Entry, Loaded
 from sumlib.data.images import BadSampleError, read_image, read_mask, require_same_size
 

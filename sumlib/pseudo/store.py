@@ -21,12 +21,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from sumlib.bar import with_bar
 from sumlib.config import PseudoLabelConfig
 from sumlib.data import Dataset, Sample
-from sumlib.masks import rle_decode, rle_encode
+from sumlib.masks import resized, rle_decode, rle_encode
 from sumlib.model import Sum
 from sumlib.pseudo.automatic import AutomaticMasks, Tally
 
@@ -279,10 +278,8 @@ class PseudoLabels:
 def _full_size(values: np.ndarray, size: list[int]) -> np.ndarray:
     """8-bit low-resolution maps (M, L, L) -> (M, H, W) float32, still in [0, 255]: scaled bilinearly, padding cut off."""
     height, width = size
-    maps = torch.from_numpy(values).float()
-    if maps.shape[-1] != max(size):
-        maps = F.interpolate(maps[:, None], (max(size), max(size)), mode="bilinear", align_corners=False)[:, 0]
-    return maps[:, :height, :width].numpy()
+    maps = resized(torch.from_numpy(values).float()[:, None], (max(size), max(size)))
+    return maps[:, 0, :height, :width].numpy()
 
 
 def _open(path: Path) -> pq.ParquetFile:
