@@ -1,11 +1,12 @@
 # make env    the environment in .venv, from requirements.lock
-# make repro  everything: data, models, tables, figures (environment included)
+# make repro  everything: data, models, tables, figures (environment included), JOBS stages at a time (2)
 # make test   all tests and notebooks in small (environment included)
 # make lab    JupyterLab
 # make lock   renew requirements.lock from pyproject.toml (needs network)
 # make clean  remove the environment and what the tests leave; keeps data/, artifacts/ and DVC's cache
 
 PYTHON ?= python3
+JOBS ?= 2
 VENV := .venv
 STAMP := $(VENV)/.installed
 IN_ENV := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
@@ -40,7 +41,7 @@ $(STAMP): requirements.lock pyproject.toml
 	touch $@
 
 repro: env
-	$(IN_ENV) dvc repro
+	$(IN_ENV) python -m sumlib.repro --jobs $(JOBS)
 
 test: export OMP_NUM_THREADS := 1
 test: env

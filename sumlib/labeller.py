@@ -24,11 +24,14 @@ def labeller_file(config: Config, name: str, artifacts: Path) -> Path:
     """
     if name not in LABELLERS:
         raise ValueError(f"no labeller {name!r}; known are {', '.join(LABELLERS)}")
-    tuned = name == "sum" and config.profile != "smoke"
-    return artifacts / "finetune" / f"{SELF}.safetensors" if tuned else config.with_backbone(name).checkpoint
+    return artifacts / "finetune" / f"{SELF}.safetensors" if _tuned(config, name) else config.with_backbone(name).checkpoint
 
 
 def load_labeller(config: Config, name: str, artifacts: Path) -> Sum:
     """The model in `labeller_file`, which is never given a task."""
     path = labeller_file(config, name, artifacts)
-    return load_sum(path).eval() if path.stem == SELF else load_foundation(config, name)
+    return load_sum(path).eval() if _tuned(config, name) else load_foundation(config, name)
+
+
+def _tuned(config: Config, name: str) -> bool:
+    return name == "sum" and config.profile != "smoke"

@@ -38,6 +38,11 @@ class Sum(nn.Module):
         self.task_prompt = nn.Embedding(num_tasks, sam.prompt_encoder.embed_dim)
         nn.init.zeros_(self.task_prompt.weight)
 
+    @property
+    def decoder_parameters(self) -> list[nn.Parameter]:
+        """Of SAM's prompt encoder, then of its mask decoder."""
+        return [*self.sam.prompt_encoder.parameters(), *self.sam.mask_decoder.parameters()]
+
     def input_size(self, height: int, width: int) -> tuple[int, int]:
         """(h, w) in pixels that an image takes up in the model's input frame S x S, from its upper left corner on."""
         return longest_side_size(height, width, self.sam.image_encoder.img_size)

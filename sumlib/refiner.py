@@ -51,7 +51,7 @@ class Refiner(nn.Module):
     def of(cls, model: Sum, *more) -> "Refiner":
         """One that starts as a copy of ``model``'s own prompt encoder and mask decoder; ``more`` is for the constructor of a subclass."""
         network = decoder_copy(model)
-        return cls(network, [p for part in (network.sam.prompt_encoder, network.sam.mask_decoder) for p in part.parameters()], *more)
+        return cls(network, network.decoder_parameters, *more)
 
     def embed(self, embeddings: Tensor, pixels: Callable[[], Tensor]) -> Tensor:
         """The embeddings (B, C, h, w) that `forward` looks at, given SAM's; ``pixels()`` are the images (B, 3, S, S) themselves: SAM's."""
@@ -150,7 +150,7 @@ def train_refiner(
     else:
         log = [{"step": 0, "loss": math.nan, **_score(refiner, pool, held_out)}]
         best = deepcopy(refiner.state_dict())
-    for step in with_bar(range(done + 1, config.iterations + 1), "refiner", progress):
+    for step in with_bar(range(done + 1, config.iterations + 1), "refiner", progress, config.iterations, done):
         numbers, embeddings, pairs = _draw(pool, train, config, generator)
         loss = refinement_loss(refiner, refiner.embed(embeddings, partial(pool.pixels, numbers)), pairs)
         loss.backward()

@@ -81,23 +81,10 @@ def interactive_step(
     leaf = embedding.detach().requires_grad_()  # index_select below: the gradient of leaf[...] adds in an order that varies with threads
     if run.contrast:
         _add_contrast(leaf, batch, run, config, generator, share)
-    prompts = first or _first_prompt(batch, weight, generator)
-    with torch.autocast(batch.pixels.device.type, enabled=False):  # around the rounds', or each of them would cast the decoder's weights anew
-        losses = _rounds(model, leaf, batch, run, config, generator, share, prompts, mask_input, rounds or config.rounds)
-    if embedding.requires_grad:
-        embedding.backward(leaf.grad)
-    return {"first_round": losses[0], "last_round": losses[-1]}
-
-
-def _rounds(
-    model: Sum, leaf: Tensor, batch: Batch, run: RunConfig, config: FinetuneConfig, generator: torch.Generator, share: float,
-    prompts: tuple[Tensor, Tensor], previous: Tensor | None, rounds: int,
-) -> list[float]:  # fmt: skip
-    """The rounds of `interactive_step`: ``share`` times the mean loss of each, whose gradient is added to the decoder's and to that of the embedding ``leaf``."""
+    xy, codes = first or _first_prompt(batch, weight, generator)
     size, rows = batch.target.shape[-1], torch.arange(len(batch.target), device=batch.target.device)
-    certainty = batch.certainty if run.uncertainty_loss else None
-    weight = batch.certainty if run.uncertainty_sampling else None
-    (xy, codes), losses = prompts, []
+    certainty, previous, losses = batch.certainty if run.uncertainty_loss else None, mask_input, []
+    rounds = rounds or config.rounds
     for number in range(rounds):
         tasks = batch.task if run.task_prompt == "continuous" or (run.task_prompt == "first" and number == 0) else None
         with torch.autocast(batch.pixels.device.type, torch.bfloat16, enabled=config.bf16):
@@ -114,7 +101,9 @@ def _rounds(
         if number < rounds - 2:  # the last round brings no new point
             point, label = _next_prompt(batch, prediction, weight, generator)
             xy, codes = torch.cat([xy, point], 1), torch.cat([codes, label], 1)
-    return losses
+    if embedding.requires_grad:
+        embedding.backward(leaf.grad)
+    return {"first_round": losses[0], "last_round": losses[-1]}
 
 
 def _add_contrast(leaf: Tensor, batch: Batch, run: RunConfig, config: FinetuneConfig, generator: torch.Generator, share: float) -> None:

@@ -41,13 +41,10 @@ class Teacher(nn.Module):
         return logits[torch.arange(len(xy)), score.argmax(1)] > 0
 
     def certainty(self, student: Sum, embedding: Tensor, pixels: Tensor, image: Tensor, target: Tensor, bf16: bool = False) -> Tensor:
-        """Certainty (N, S, S) in [0, 1]: 1 - |difference of the student's and the teacher's probability| for the box of each target (N, S, S) bool.
-
-        ``embedding`` (B, C, h, w) is the student's of the images ``pixels`` (B, 3, S, S).
-        """
+        """`agreement` with the student on ``image``s of ``pixels`` (B, 3, S, S), of which ``embedding`` (B, C, h, w) is the student's."""
         with torch.no_grad(), torch.autocast(pixels.device.type, torch.bfloat16, enabled=bf16):
             own = self.model.encode(pixels)
-        return 1 - (box_probability(student, embedding, image, target, bf16) - box_probability(self.model, own, image, target, bf16)).abs()
+        return agreement((student, embedding), (self.model, own), image, target, bf16)
 
 
 class SecondDecoder(nn.Module):
@@ -59,11 +56,20 @@ class SecondDecoder(nn.Module):
 
     def trained(self) -> list[nn.Parameter]:
         """What learns: all but the task prompt, which it is never given."""
-        return [p for part in (self.model.sam.prompt_encoder, self.model.sam.mask_decoder) for p in part.parameters()]
+        return self.model.decoder_parameters
 
     def certainty(self, first: Sum, embedding: Tensor, pixels: Tensor, image: Tensor, target: Tensor, bf16: bool = False) -> Tensor:
         """As `Teacher.certainty`, of the ``first`` model's decoder and this one."""
-        return 1 - (box_probability(first, embedding, image, target, bf16) - box_probability(self.model, embedding, image, target, bf16)).abs()
+        return agreement((first, embedding), (self.model, embedding), image, target, bf16)
+
+
+def agreement(first: tuple[Sum, Tensor], second: tuple[Sum, Tensor], image: Tensor, target: Tensor, bf16: bool = False) -> Tensor:
+    """Certainty (N, S, S) in [0, 1]: 1 - |difference of two models' probabilities| for the box of each target (N, S, S) bool.
+
+    Each comes with its embeddings (B, C, h, w), which ``image`` (N,) indexes.
+    """
+    p, q = (box_probability(model, embedding, image, target, bf16) for model, embedding in (first, second))
+    return 1 - (p - q).abs()
 
 
 @torch.no_grad()

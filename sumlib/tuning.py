@@ -38,9 +38,8 @@ def parameter_groups(model: Sum, config: FinetuneConfig, task_prompt: bool, tuni
     stem = [encoder.patch_embed.parameters(), [encoder.pos_embed] if encoder.pos_embed is not None else []]
     layers = [[p for part in stem for p in part], *(list(b.parameters()) for b in encoder.blocks), list(encoder.neck.parameters())]
     speeds = [config.encoder_lr_scale * config.layer_decay ** (len(layers) - 1 - k) for k in range(len(layers))]
-    head = [p for part in (model.sam.prompt_encoder, model.sam.mask_decoder) for p in part.parameters()]
     body = [(params, config.lr * speed) for params, speed in zip(layers, speeds) if speed > 0] if tuning == "full" else [(light_parameters(encoder), config.light_lr)]
-    wanted = [*body, (head, config.lr)]
+    wanted = [*body, (model.decoder_parameters, config.lr)]
     groups = [_group(model, params, lr, config.weight_decay) for params, lr in wanted]
     groups = [part for pair in groups for part in pair if part["params"]]
     if task_prompt:

@@ -19,7 +19,7 @@ LAYERS = [
     ["train", "training_pairs", "refiner", "refinement", "variants", "pseudo", "smoke"],
     ["teacher", "sources", "steps", "finetune", "evaluate", "scenes", "gate", "foundation", "distill"],
     ["report", "bootstrap", {"figures", "claim_list", "beyond"}, "claims", {"panel", "rims", "quality", "study"}, {"quality_figures", "ablation_figures", "paper_figures"}],
-    ["notebook"],
+    [{"notebook", "repro"}],
 ]
 ORDER = [names if isinstance(names, set) else {names} for row in LAYERS for names in row]
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
