@@ -2,11 +2,13 @@
 
 `dvc repro` runs one stage after another, and much of a stage uses one core: starting a kernel, imports, figures. Here each stage that is out of
 date is handed to a `dvc repro --single-item` of its own as soon as all that it waits for is done (DVC's documented way to run stages in
-parallel). Results are the same bytes, dvc.lock is the same; killed, it goes on with what is not done.
+parallel). Results are the same bytes, dvc.lock is the same; killed, it goes on with what is not done. A stage may say in dvc.yaml, under
+``meta: {cost: 5}``, that it takes five times as long as others, so that it does not come last.
 """
 
 import argparse
 import contextlib
+import os
 import subprocess
 import sys
 import time
@@ -31,21 +33,22 @@ def out_of_date(root: Path = ROOT) -> networkx.DiGraph:
     An edge goes from a stage to one that waits for it.
     """
     with contextlib.chdir(root), Repo() as repo:  # DVC names stages as seen from the working directory
-        pipeline = networkx.relabel_nodes(repo.index.graph, lambda stage: stage.addressing).reverse()
-        changed = set(repo.status())
+        graph, changed = repo.index.graph, set(repo.status())
+        networkx.set_node_attributes(graph, {stage: (stage.meta or {}).get("cost", 1) for stage in graph}, "cost")
+        pipeline = networkx.relabel_nodes(graph, lambda stage: stage.addressing).reverse()
     below = set().union(*(networkx.descendants(pipeline, name) for name in changed))
     return pipeline.subgraph(changed | below).copy()
 
 
 def run_all(waiting: networkx.DiGraph, run: Callable[[str], None], jobs: int, finished: Callable[[str, float], None]) -> None:
-    """``run`` every stage once those before it are done, ``jobs`` at a time, the longest chain first; ``finished(name, seconds)`` after each.
+    """``run`` every stage once those before it are done, ``jobs`` at a time, the costliest chain first; ``finished(name, seconds)`` after each.
 
     After a failure no further stage is started; those that run are waited for, and the first failure is raised.
     """
     waiting = waiting.copy()
-    chain: dict[str, int] = {}  # stages that a stage holds up, one after another
+    chain: dict[str, float] = {}  # cost of a stage and of those that wait for it, one after another
     for name in reversed(list(networkx.lexicographical_topological_sort(waiting))):
-        chain[name] = 1 + max((chain[after] for after in waiting.successors(name)), default=0)
+        chain[name] = waiting.nodes[name].get("cost", 1) + max((chain[after] for after in waiting.successors(name)), default=0)
     running: dict = {}
     with ThreadPoolExecutor(jobs) as pool:
         while waiting:
@@ -64,10 +67,11 @@ def _timed(run: Callable[[str], None], name: str) -> float:
     return time.monotonic() - start
 
 
-def repro(name: str, root: Path = ROOT) -> None:
-    """`dvc repro` of this stage alone; StageError with its output if it fails."""
+def repro(name: str, root: Path = ROOT, shared: bool = False) -> None:
+    """`dvc repro` of this stage alone; StageError with its output if it fails. ``shared``: other stages run on the same cores."""
     command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", name]
-    done = subprocess.run(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
+    policy = {"OMP_WAIT_POLICY": "passive"} if shared else {}  # threads that wait by spinning would take the cores from the other stages
+    done = subprocess.run(command, cwd=root, env=policy | os.environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
     if done.returncode:
         raise StageError(f"{done.stdout.strip()}\nerror: stage {name} failed (above is what it printed); repeat it with `dvc repro {name}`")
 
@@ -87,7 +91,7 @@ def main(arguments: list[str] | None = None, root: Path = ROOT) -> int:
                 bar.write(f"{name}: {seconds:.0f} s")
                 bar.update()
 
-            run_all(stages, lambda name: repro(name, root), jobs, finished)
+            run_all(stages, lambda name: repro(name, root, shared=jobs > 1), jobs, finished)
     except StageError as error:
         print(error, file=sys.stderr)
         return 1

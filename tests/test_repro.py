@@ -19,7 +19,7 @@ def pipeline(tmp_path):
     """Two stages that end only if they run at the same time, and one that joins what they make."""
     stages = {me: {"cmd": MEET.format(me=me, other=other), "deps": [f"{me}.txt"], "outs": [f"{me}.out"]} for me, other in ("ab", "ba")}
     stages["join"] = {"cmd": "cat a.out b.out > join.out", "deps": ["a.out", "b.out"], "outs": ["join.out"]}
-    stages["alone"] = {"cmd": "cp a.txt alone.out", "deps": ["a.txt"], "outs": ["alone.out"]}
+    stages["alone"] = {"cmd": "cp a.txt alone.out", "deps": ["a.txt"], "outs": ["alone.out"], "meta": {"cost": 3}}
     (tmp_path / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}))
     (tmp_path / "a.txt").write_text("a")
     (tmp_path / "b.txt").write_text("b")
@@ -32,7 +32,7 @@ def status(root) -> str:
 
 
 def test_stages_run_side_by_side_and_only_those_out_of_date(pipeline, capsys):
-    assert set(out_of_date(pipeline)) == {"a", "b", "join", "alone"}
+    assert dict(out_of_date(pipeline).nodes(data="cost")) == {"a": 1, "b": 1, "join": 1, "alone": 3}
     assert main(["--jobs", "2"], pipeline) == 0
     assert (pipeline / "join.out").read_text() == "ab" and "up to date" in status(pipeline)
     assert set(yaml.safe_load((pipeline / "dvc.lock").read_text())["stages"]) == {"a", "b", "join", "alone"}
@@ -69,6 +69,10 @@ def test_long_chains_come_first_and_nothing_before_its_inputs():
     order, told = [], []
     run_all(graph, order.append, 1, lambda name, seconds: told.append(name))
     assert order == told == ["x", "y", "a", "b", "z"]
+    graph.nodes["b"]["cost"] = 2.5
+    order.clear()
+    run_all(graph, order.append, 1, lambda name, seconds: None)
+    assert order == ["x", "b", "y", "a", "z"]
     assert len(graph) == 5  # the caller's graph is left as it was
 
 
