@@ -1,9 +1,9 @@
-"""`dvc repro` of everything, several stages at a time: ``python -m sumlib.repro --jobs 2``.
+"""`dvc repro` of everything, several stages at a time: ``python -m sumlib.repro --jobs 4``.
 
-`dvc repro` runs one stage after another, and much of a stage uses one core: starting a kernel, imports, figures. Here each stage that is out of
-date is handed to a `dvc repro --single-item` of its own as soon as all that it waits for is done (DVC's documented way to run stages in
-parallel). Results are the same bytes, dvc.lock is the same; killed, it goes on with what is not done. A stage may say in dvc.yaml, under
-``meta: {cost: 5}``, that it takes five times as long as others, so that it does not come last.
+`dvc repro` runs one stage after another, and a stage here keeps two cores busy. On a larger machine each stage that is out of date is handed to a
+`dvc repro --single-item` of its own as soon as all that it waits for is done (DVC's documented way to run stages in parallel). Results are the
+same bytes as one after another; killed, it goes on with what is not done. A stage may say in dvc.yaml, under ``meta: {cost: 5}``, that it takes
+five times as long as others, so that it does not come last.
 """
 
 import argparse
@@ -67,11 +67,11 @@ def _timed(run: Callable[[str], None], name: str) -> float:
     return time.monotonic() - start
 
 
-def repro(name: str, root: Path = ROOT, shared: bool = False) -> None:
-    """`dvc repro` of this stage alone; StageError with its output if it fails. ``shared``: other stages run on the same cores."""
+def repro(name: str, root: Path = ROOT) -> None:
+    """`dvc repro` of this stage alone, beside others; StageError with its output if it fails."""
     command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", name]
-    policy = {"OMP_WAIT_POLICY": "passive"} if shared else {}  # threads that wait by spinning would take the cores from the other stages
-    done = subprocess.run(command, cwd=root, env=policy | os.environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
+    environment = {"OMP_WAIT_POLICY": "passive"} | os.environ  # threads that wait by spinning would take the cores from the other stages
+    done = subprocess.run(command, cwd=root, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
     if done.returncode:
         raise StageError(f"{done.stdout.strip()}\nerror: stage {name} failed (above is what it printed); repeat it with `dvc repro {name}`")
 
@@ -79,10 +79,12 @@ def repro(name: str, root: Path = ROOT, shared: bool = False) -> None:
 def main(arguments: list[str] | None = None, root: Path = ROOT) -> int:
     """Command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m sumlib.repro", description=__doc__.splitlines()[0])
-    parser.add_argument("--jobs", type=int, default=2, help="stages at a time (default: 2)")
+    parser.add_argument("--jobs", type=int, default=1, help="stages at a time (default: 1, plain `dvc repro`)")
     jobs = parser.parse_args(arguments).jobs
     if jobs < 1:
         parser.error(f"--jobs must be 1 or more, got {jobs}")
+    if jobs == 1:
+        return subprocess.run([sys.executable, "-m", "dvc", "repro"], cwd=root).returncode
     stages = out_of_date(root)
     try:
         with tqdm(total=len(stages), desc="stages", unit="stage", disable=not stages) as bar:
@@ -91,7 +93,7 @@ def main(arguments: list[str] | None = None, root: Path = ROOT) -> int:
                 bar.write(f"{name}: {seconds:.0f} s")
                 bar.update()
 
-            run_all(stages, lambda name: repro(name, root, shared=jobs > 1), jobs, finished)
+            run_all(stages, lambda name: repro(name, root), jobs, finished)
     except StageError as error:
         print(error, file=sys.stderr)
         return 1

@@ -39,22 +39,29 @@ def test_stages_run_side_by_side_and_only_those_out_of_date(pipeline, capsys):
 
     made = {path: path.stat().st_mtime_ns for path in pipeline.glob("*.out")}
     capsys.readouterr()
-    assert main([], pipeline) == 0 and capsys.readouterr().out == "Data and pipelines are up to date.\n"
+    assert main(["--jobs", "2"], pipeline) == 0 and capsys.readouterr().out == "Data and pipelines are up to date.\n"
     (pipeline / "b.txt").write_text("c")
     assert set(out_of_date(pipeline)) == {"b", "join"}
-    assert main([], pipeline) == 0 and (pipeline / "join.out").read_text() == "ac"
+    assert main(["--jobs", "2"], pipeline) == 0 and (pipeline / "join.out").read_text() == "ac"
     assert {path.name for path, at in made.items() if path.stat().st_mtime_ns == at} == {"a.out", "alone.out"}
 
 
 def test_a_failure_is_told_and_what_was_done_is_kept(pipeline, capsys):
     text = (pipeline / "dvc.yaml").read_text()
     (pipeline / "dvc.yaml").write_text(text.replace("cat a.out b.out >", "echo no ink left && false >"))
-    assert main([], pipeline) == 1
+    assert main(["--jobs", "2"], pipeline) == 1
     message = capsys.readouterr().err
     assert "failed to reproduce 'join'" in message and "repeat it with `dvc repro join`" in message
     assert set(out_of_date(pipeline)) == {"join"}
     (pipeline / "dvc.yaml").write_text(text)
-    assert main([], pipeline) == 0 and (pipeline / "join.out").read_text() == "ab"
+    assert main(["--jobs", "2"], pipeline) == 0 and (pipeline / "join.out").read_text() == "ab"
+
+
+def test_one_job_is_dvc_repro_itself(pipeline, capfd):
+    (pipeline / "b.started").touch()  # the other stage of each pair never has to be waited for
+    (pipeline / "a.started").touch()
+    assert main([], pipeline) == 0 and (pipeline / "join.out").read_text() == "ab" and "Running stage 'join'" in capfd.readouterr().out
+    assert main([], pipeline) == 0 and "up to date" in capfd.readouterr().out
 
 
 def test_jobs_must_be_positive(capsys):
