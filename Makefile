@@ -1,12 +1,12 @@
 # make env    the environment in .venv, from requirements.lock
-# make repro  everything: data, models, tables, figures (environment included); JOBS=4: four stages at a time
+# make repro  everything: data, models, tables, figures (environment included); two stages at a time, JOBS=4: four
 # make test   all tests and notebooks in small (environment included)
 # make lab    JupyterLab
 # make lock   renew requirements.lock from pyproject.toml (needs network)
 # make clean  remove the environment and what the tests leave; keeps data/, artifacts/ and DVC's cache
 
 PYTHON ?= python3
-JOBS ?= 1
+JOBS ?= 2
 VENV := .venv
 STAMP := $(VENV)/.installed
 IN_ENV := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"

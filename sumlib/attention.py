@@ -1,69 +1,103 @@
-"""Faster attention for SAM's mask decoder: the same numbers up to rounding, fewer operations.
+"""SAM's mask decoder with fewer operations: the same numbers up to rounding.
 
-The decoder's cross-attention runs between a handful of tokens and thousands of pixels, and projects every pixel. Since the
-projections are linear, they can be folded into the tokens instead.
+Its cross-attention runs between a handful of tokens and many pixels, and SAM projects every pixel. Since the projections are linear, they can
+be folded into the tokens instead. An image stays in rows of pixels (N, h w, C) from beginning to end, so that its convolutions, whose
+kernels are as large as their strides, are matrix products of rows, and channels are normalised along rows.
 """
 
-from copy import copy
-
-from segment_anything.modeling import TwoWayTransformer
+import torch
+from segment_anything.modeling import MaskDecoder, PromptEncoder, TwoWayTransformer
+from segment_anything.modeling.common import LayerNorm2d
 from segment_anything.modeling.transformer import Attention
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 
-class FewTokens(nn.Module):
-    """SAM's attention from few tokens to many pixels or back, with the pixels' projections folded into the tokens.
+def attend(transformer: TwoWayTransformer, image: Tensor, position: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """`TwoWayTransformer` of rows ``image`` and ``position`` (N or 1, h w, C) and ``tokens`` (N, T, C): new tokens and rows (N, h w, C).
 
-    q . (W x + b) = (W^T q) . x + q . b and sum_i a_i (W x_i + b) = W (sum_i a_i x_i) + b (weights a_i sum to one): so only T
-    tokens a prompt are projected, not its thousands of pixels.
+    Under autocast the image is in the lower precision from the start, in place of one cast for each product.
     """
-
-    def __init__(self, attention: Attention):
-        super().__init__()
-        self.attention = attention
-        self.heads, self.width = attention.num_heads, attention.internal_dim // attention.num_heads
-
-    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """(B, Q, C), (B, K, C), (B, K, C) -> (B, Q, C); pixels may come with B = 1."""
-        return self._tokens_look(q, k, v) if q.shape[1] <= k.shape[1] else self._pixels_look(q, k, v)
-
-    def _tokens_look(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        a = self.attention
-        query = self._heads(a.q_proj(q)) @ self._weight(a.k_proj) * self.width**-0.5  # (B, h, T, C); the keys' bias moves no softmax
-        scores = (query.flatten(1, 2) @ k.transpose(1, 2)).softmax(-1)  # (B, h T, K)
-        mixed = (scores @ v).unflatten(1, (self.heads, -1)) @ self._weight(a.v_proj).transpose(1, 2)  # (B, h, T, c)
-        return a.out_proj(mixed.transpose(1, 2).flatten(2) + a.v_proj.bias)
-
-    def _pixels_look(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        a = self.attention
-        key = self._heads(a.k_proj(k)) * self.width**-0.5  # (B, h, T, c)
-        bias = (key * a.q_proj.bias.view(self.heads, 1, self.width)).sum(-1, keepdim=True)  # (B, h, T, 1)
-        scores = (key @ self._weight(a.q_proj)).flatten(1, 2) @ q.transpose(1, 2)  # (B, h T, Q)
-        scores = (scores + bias.flatten(1, 2)).unflatten(1, (self.heads, -1)).softmax(2).flatten(1, 2)
-        out = a.out_proj.weight.unflatten(1, (self.heads, self.width)).permute(1, 2, 0)  # (h, c, C)
-        value = (self._heads(a.v_proj(v)) @ out).flatten(1, 2)  # (B, h T, C)
-        return scores.transpose(1, 2) @ value + a.out_proj.bias
-
-    def _heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(2, (self.heads, self.width)).transpose(1, 2)  # (B, h, T, c)
-
-    def _weight(self, projection: nn.Linear) -> Tensor:
-        return projection.weight.unflatten(0, (self.heads, self.width))  # (h, c, C)
+    device = image.device.type
+    if torch.is_autocast_enabled(device):
+        image, position = (x.to(torch.get_autocast_dtype(device)) for x in (image, position))
+    queries = tokens
+    for layer in transformer.layers:
+        if layer.skip_first_layer_pe:
+            queries = layer.norm1(layer.self_attn(q=queries, k=queries, v=queries))
+        else:
+            placed = queries + tokens
+            queries = layer.norm1(queries + layer.self_attn(q=placed, k=placed, v=queries))
+        where = image + position
+        queries = layer.norm2(queries + tokens_look(layer.cross_attn_token_to_image, queries + tokens, where, image))
+        queries = layer.norm3(queries + layer.mlp(queries))
+        image = layer.norm4(pixels_look(layer.cross_attn_image_to_token, where, queries + tokens, queries, image))
+    seen = tokens_look(transformer.final_attn_token_to_image, queries + tokens, image + position, image)
+    return transformer.norm_final_attn(queries + seen), image
 
 
-def with_few_tokens(transformer: TwoWayTransformer) -> TwoWayTransformer:
-    """The transformer with `FewTokens` for its cross-attention; it holds the same modules and parameters, not copies."""
-    fast = _twin(transformer)
-    fast.layers = nn.ModuleList([_twin(layer) for layer in transformer.layers])
-    for layer in fast.layers:
-        layer.cross_attn_token_to_image = FewTokens(layer.cross_attn_token_to_image)
-        layer.cross_attn_image_to_token = FewTokens(layer.cross_attn_image_to_token)
-    fast.final_attn_token_to_image = FewTokens(transformer.final_attn_token_to_image)
-    return fast
+def tokens_look(attention: Attention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """SAM's attention of few tokens q (N, T, C) to many pixels k, v (N, P, C), the pixels' projections folded into the tokens: (N, T, C).
+
+    q . (W x + b) = (W^T q) . x + q . b, and the last term moves no softmax; sum_i a_i (W x_i + b) = W (sum_i a_i x_i) + b, as weights sum to one.
+    """
+    query = _heads(attention, attention.q_proj(q)) @ _by_head(attention, attention.k_proj) * _scale(attention)  # (N, h, T, C)
+    weights = (query.flatten(1, 2) @ k.transpose(1, 2)).softmax(-1)  # (N, h T, P)
+    mixed = (weights @ v).unflatten(1, (attention.num_heads, -1)) @ _by_head(attention, attention.v_proj).transpose(1, 2)  # (N, h, T, c)
+    return attention.out_proj(mixed.transpose(1, 2).flatten(2) + attention.v_proj.bias)
 
 
-def _twin(module: nn.Module) -> nn.Module:
-    """Another module of the same parts, which can be exchanged without touching the first one."""
-    twin = copy(module)
-    twin._modules = copy(module._modules)
-    return twin
+def pixels_look(attention: Attention, q: Tensor, k: Tensor, v: Tensor, image: Tensor) -> Tensor:
+    """``image`` (N, P, C) plus SAM's attention of many pixels q (N, P, C) to few tokens k, v (N, T, C), folded like `tokens_look`."""
+    heads = attention.num_heads
+    key = _heads(attention, attention.k_proj(k)) * _scale(attention)  # (N, h, T, c)
+    bias = (key * attention.q_proj.bias.view(heads, 1, -1)).sum(-1, keepdim=True).flatten(1, 2)  # (N, h T, 1)
+    scores = (key @ _by_head(attention, attention.q_proj)).flatten(1, 2) @ q.transpose(1, 2) + bias  # (N, h T, P)
+    weights = scores.unflatten(1, (heads, -1)).softmax(2).flatten(1, 2)
+    out = attention.out_proj.weight.unflatten(1, (heads, -1)).permute(1, 2, 0)  # (h, c, C)
+    value = _heads(attention, attention.v_proj(v)) @ out + attention.out_proj.bias / heads  # weights sum to one in each head
+    return torch.baddbmm(image, weights.transpose(1, 2).to(image.dtype), value.flatten(1, 2).to(image.dtype))
+
+
+def embed_masks(prompt: PromptEncoder, masks: Tensor) -> Tensor:
+    """`PromptEncoder`'s embedding of mask prompts (N, 1, 4h, 4w), as rows (N, h w, C)."""
+    first, norm1, act1, second, norm2, act2, last = prompt.mask_downscaling
+    height, width = masks.shape[2] // 4, masks.shape[3] // 4
+    cells = masks.view(len(masks), height, 2, 2, width, 2, 2).permute(0, 1, 4, 2, 5, 3, 6).reshape(-1, height * width, 4, 4)
+    x = act1(_normalised(norm1, F.linear(cells, first.weight.flatten(1), first.bias)))  # (N, h w, 4, c)
+    x = act2(_normalised(norm2, F.linear(x.flatten(2), second.weight.permute(0, 2, 3, 1).flatten(1), second.bias)))
+    return F.linear(x, last.weight.flatten(1), last.bias)
+
+
+def mask_features(decoder: MaskDecoder, image: Tensor) -> Tensor:
+    """`MaskDecoder`'s upscaling of rows (N, h w, C): (N, 16 h w, C / 8), the 4 x 4 pixels of each cell one after another; see `unfold`."""
+    first, norm, act1, second, act2 = decoder.output_upscaling
+    x = act1(_normalised(norm, _transposed(first, image)))  # (N, h w, 4, C / 4)
+    return act2(_transposed(second, x)).flatten(1, 3)
+
+
+def unfold(features: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Channels (N, 16 h w, K) in the order of `mask_features` -> (N, K, 4h, 4w), ``grid`` being (h, w)."""
+    cells = features.unflatten(1, (*grid, 2, 2, 2, 2))  # h, w, then row and column of the coarser and of the finer of the two steps
+    return cells.permute(0, 7, 1, 3, 5, 2, 4, 6).flatten(5, 7).flatten(2, 4)
+
+
+def _heads(attention: Attention, x: Tensor) -> Tensor:
+    return x.unflatten(2, (attention.num_heads, -1)).transpose(1, 2)  # (N, h, T, c)
+
+
+def _by_head(attention: Attention, projection: nn.Linear) -> Tensor:
+    return projection.weight.unflatten(0, (attention.num_heads, -1))  # (h, c, C)
+
+
+def _scale(attention: Attention) -> float:
+    return (attention.internal_dim // attention.num_heads) ** -0.5
+
+
+def _transposed(layer: nn.ConvTranspose2d, x: Tensor) -> Tensor:
+    """A transposed convolution of kernel and stride 2 on rows (..., C): (..., 4, c)."""
+    return F.linear(x, layer.weight.permute(2, 3, 1, 0).flatten(0, 2), layer.bias.repeat(4)).unflatten(-1, (4, -1))
+
+
+def _normalised(norm: LayerNorm2d, x: Tensor) -> Tensor:
+    return F.layer_norm(x, norm.weight.shape, norm.weight, norm.bias, norm.eps)

@@ -141,8 +141,8 @@ class FinetuneConfig:
     """Run the forward pass under bfloat16 autocast."""
     checkpoint_every: Count
     """Steps between two checkpoints for resuming."""
-    workers: Count
-    """Processes that share an iteration's images on a CPU; a divisor of `images`. Results depend on it."""
+    shares: Count
+    """Parts of an iteration's images on a CPU, each with its own random numbers and a process where there are cores; a divisor of `images`."""
     adapter_width: Count
     """Inner width of adapters (runs with `tuning: adapter`)."""
     lora_rank: Count
@@ -168,7 +168,7 @@ class EvaluateConfig:
     limit_images: Count | None
     """Only the first images of each test set; null: all."""
     workers: Count
-    """Processes that share the test sets on a CPU."""
+    """Processes that share the test sets on a CPU, at most."""
 
 
 @dataclass(frozen=True)
@@ -246,8 +246,8 @@ def load_config(profile: str | None = None, path: Path = PARAMS) -> Config:
     chosen = profile or os.environ.get("SUM_PROFILE") or params["profile"]
     sections = {name: _section(reader, kind, params[name], name, chosen) for name, kind in SECTIONS.items()}
     baselines, runs = (read_runs(reader, params[name], name) for name in ("baselines", "runs"))
-    if (settings := sections["finetune"]).images % settings.workers:
-        reader.fail(f"finetune.{chosen}.workers is {settings.workers}, which does not divide images, {settings.images}")
+    if (settings := sections["finetune"]).images % settings.shares:
+        reader.fail(f"finetune.{chosen}.shares is {settings.shares}, which does not divide images, {settings.images}")
     if settings.human_prompts > settings.prompts_per_image:
         reader.fail(f"finetune.{chosen}.human_prompts is {settings.human_prompts}; allowed: at most prompts_per_image, {settings.prompts_per_image}")
     if both := baselines.keys() & runs.keys():

@@ -28,7 +28,7 @@ def _other(model: Sum, run: RunConfig, config: FinetuneConfig, groups: list[dict
     """The model that a run needs beside the one in training, if any; a second decoder is added to the optimiser's ``groups``."""
     if run.uncertainty == "two-decoders":
         second = SecondDecoder(model)
-        groups.append({"params": second.trained(), "lr": config.lr, "weight_decay": 0.0})
+        groups.append({"params": second.model.decoder_parameters, "lr": config.lr, "weight_decay": 0.0})
         return second
     return Teacher(model, config.ema) if run.consistency != "none" or run.uncertainty == "discrepancy" else None
 
@@ -52,8 +52,8 @@ def finetune(
     """Fine-tune the foundation model as ``run`` says; returns the model and its log.
 
     ``labels`` is the Parquet file of its pseudo-labels; ``data`` what `open_sources` gave for it, if it was called before. Task ids that the run does not
-    train stay at zero. ``resume`` is where a killed run goes on from. Trains on the GPU where there is one, else with ``finetune.workers`` processes,
-    each with its share of an iteration's images.
+    train stay at zero. ``resume`` is where a killed run goes on from. Trains on the GPU where there is one, else in ``finetune.shares``,
+    each with its part of an iteration's images and, where there are cores enough, a process of its own.
     """
     settings, device = replace(config.finetune, theta=config.finetune.theta if run.theta is None else run.theta), best_device()
     sam = load_foundation(config, run.backbone).sam
@@ -64,22 +64,20 @@ def finetune(
     human, unlabeled = data or open_sources(config, run, labels)
     plan = [(source, prompts) for source, each in zip((human, unlabeled), config.prompts_per_iteration(run)) for prompts in each]
     total = sum(prompts for _, prompts in plan)
-    workers = settings.workers if device.type == "cpu" else 1
+    shares = settings.shares if device.type == "cpu" else 1
     groups = parameter_groups(model, settings, run.task_prompt != "none", run.tuning)
     other = _other(model, run, settings, groups)
     optimiser = torch.optim.AdamW(groups, lr=settings.lr)
     lessons = _lessons(run, other)
 
-    def step(generator: torch.Generator, worker: int) -> dict[str, float]:
-        drawn = [(source, source.draw(model, prompts, generator)) for source, prompts in plan[worker::workers]]
-        if isinstance(other, Teacher):
-            other.follow(model)
+    def step(generator: torch.Generator, number: int) -> dict[str, float]:
+        drawn = [(source, source.draw(model, prompts, generator)) for source, prompts in plan[number::shares]]
         losses = []
         for learn, weight, human_too, unlabeled_too in lessons:
             parts = [part for source, part in drawn if (human_too if source is human else unlabeled_too)]
             if parts:
                 batch = collate(parts).to(device)
-                share = weight * len(batch.target) * workers / total  # the workers' mean shall be the mean over all prompts
+                share = weight * len(batch.target) * shares / total  # the shares' mean shall be the mean over all prompts
                 losses.append(learn(model, batch=batch, run=run, config=settings, generator=generator, share=share))
         return {key: sum(row[key] for row in losses) for key in losses[0]}
 
@@ -87,6 +85,7 @@ def finetune(
     schedule = Schedule(settings.iterations, settings.warmup)
     whole = model if other is None else nn.ModuleList([model, other])  # what a checkpoint must hold
     log = fit(step, whole, optimiser, schedule, seed=run.seed, clip=settings.clip, resume=resume, mark=mark,
-              every=settings.checkpoint_every, title=run.name, workers=workers)  # fmt: skip
+              every=settings.checkpoint_every, title=run.name, shares=shares,
+              before=partial(other.follow, model) if isinstance(other, Teacher) else None)  # fmt: skip
     finish(model)
     return model.eval().cpu(), log

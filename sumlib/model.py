@@ -15,7 +15,7 @@ from segment_anything.modeling import Sam
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sumlib.attention import with_few_tokens
+from sumlib.attention import attend, embed_masks, mask_features, unfold
 from sumlib.hq import HqHead
 from sumlib.masks import longest_side_size, resize_longest_side, resized
 
@@ -138,39 +138,53 @@ class Sum(nn.Module):
         """`MaskDecoder.predict_masks`, with an image embedding (C, h, w) and a task of its own for each prompt."""
         decoder = self.sam.mask_decoder
         outputs = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight]).expand(len(embeddings), -1, -1)  # (N, 1 + 4, C)
-        folded = None
+        fused = task = None
         if self.hq:
             width = self.sam.prompt_encoder.embed_dim
-            embeddings, folded = embeddings[:, :width], embeddings[:, width:]
+            embeddings, fused = embeddings[:, :width], embeddings[:, width:]
             token = self.hq.token.weight.expand(len(embeddings), -1, -1)  # (N, 1, C)
             if tasks is not None:
                 outputs = torch.cat([outputs[:, :1], outputs[:, 1:] + self.hq.task_masks(tasks)[:, None]], 1)
                 token = token + self.hq.task_token(tasks)[:, None]
             outputs = torch.cat([outputs, token], 1)
         elif tasks is not None:
-            embeddings = embeddings + self.task_prompt(tasks)[:, :, None, None]
-        hidden, features = self._attend(embeddings, outputs, sparse, mask_inputs, fast)
+            task = self.task_prompt(tasks)  # (N, C)
+        attend_to = self._attend_fast if fast else self._attend
+        hidden, source = attend_to(embeddings, torch.cat([outputs, sparse], dim=1), mask_inputs, task)
         kernels = torch.stack([mlp(hidden[:, 1 + k]) for k, mlp in enumerate(decoder.output_hypernetworks_mlps)], dim=1)
-        logits = (kernels @ features.flatten(2)).unflatten(2, features.shape[2:])  # (N, 4, 4h, 4w)
+        grid, features = embeddings.shape[2:], None
+        if fast:
+            folded = mask_features(decoder, source)
+            logits = unfold(folded @ kernels.transpose(1, 2), grid)  # (N, 4, 4h, 4w)
+            features = unfold(folded, grid) if self.hq else None
+        else:
+            features = decoder.output_upscaling(source.transpose(1, 2).reshape(embeddings.shape))  # (N, C / 8, 4h, 4w)
+            logits = (kernels @ features.flatten(2)).unflatten(2, features.shape[2:])
         if self.hq:
-            fine = self.hq.mask(hidden[:, 5], features, folded)
+            fine = self.hq.mask(hidden[:, 5], features, fused)
             logits = fine.expand_as(logits) if self.training else logits + fine
         return logits, decoder.iou_prediction_head(hidden[:, 0])
 
-    def _attend(self, embeddings: Tensor, outputs: Tensor, sparse: Tensor, mask_inputs: Tensor | None, fast: bool) -> tuple[Tensor, Tensor]:
-        """Output tokens (N, K, C) and prompt tokens (N, P, C) look at the images: tokens (N, K + P, C) and mask features (N, C / 8, 4h, 4w)."""
-        prompt, decoder = self.sam.prompt_encoder, self.sam.mask_decoder
-        n = len(embeddings)
-        with torch.autocast(embeddings.device.type, enabled=False):
-            position = prompt.get_dense_pe().expand(n, -1, -1, -1)  # (N, C, h, w)
-        if mask_inputs is None:
-            dense = prompt.no_mask_embed.weight[:, :, None, None]
-        else:
-            dense = prompt.mask_downscaling(mask_inputs)
-        tokens = torch.cat([outputs, sparse], dim=1)  # (N, K + P, C)
-        transformer = with_few_tokens(decoder.transformer) if fast else decoder.transformer
-        hidden, source = transformer(embeddings + dense, position, tokens)
-        return hidden, decoder.output_upscaling(source.transpose(1, 2).reshape(embeddings.shape))
+    def _attend(self, embeddings: Tensor, tokens: Tensor, mask_inputs: Tensor | None, task: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Tokens (N, T, C) look at the images, with a task prompt (N, C) if given: tokens and rows of pixels (N, h w, C)."""
+        prompt = self.sam.prompt_encoder
+        if task is not None:
+            embeddings = embeddings + task[:, :, None, None]
+        dense = prompt.no_mask_embed.weight[:, :, None, None] if mask_inputs is None else prompt.mask_downscaling(mask_inputs)
+        return self.sam.mask_decoder.transformer(embeddings + dense, self._position().expand(len(embeddings), -1, -1, -1), tokens)
+
+    def _attend_fast(self, embeddings: Tensor, tokens: Tensor, mask_inputs: Tensor | None, task: Tensor | None) -> tuple[Tensor, Tensor]:
+        """`_attend` by `sumlib.attention`."""
+        prompt = self.sam.prompt_encoder
+        dense = prompt.no_mask_embed.weight[:, None] if mask_inputs is None else embed_masks(prompt, mask_inputs)
+        if task is not None:
+            dense = dense + task[:, None]
+        image, position = (x.flatten(2).transpose(1, 2) for x in (embeddings, self._position()))
+        return attend(self.sam.mask_decoder.transformer, (image + dense).contiguous(), position.contiguous(), tokens)
+
+    def _position(self) -> Tensor:
+        with torch.autocast(self.sam.device.type, enabled=False):
+            return self.sam.prompt_encoder.get_dense_pe()  # (1, C, h, w)
 
 
 def decoder_copy(model: Sum) -> Sum:

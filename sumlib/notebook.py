@@ -25,6 +25,7 @@ CODE = ARTIFACTS / "notebooks" / "code"
 KERNEL_ENV = {
     "TQDM_DISABLE": "1",  # progress bars would make every executed notebook different
     "PYTHONHASHSEED": "0",  # the order of a printed set too
+    "OMP_NUM_THREADS": "1",  # sums do not depend on the number of cores then; what is worth several cores is done in processes (sumlib/parallel.py)
     "MALLOC_MMAP_MAX_": "0",  # glibc keeps freed memory: page faults dominate small-model training
     "MALLOC_TRIM_THRESHOLD_": "4294967296",
 }

@@ -1,5 +1,6 @@
 """Worker processes of one thread each: on a CPU they train and evaluate small models faster than the threads of one process."""
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -7,6 +8,19 @@ from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor, distributed, multiprocessing
+
+
+def processes() -> int:
+    """How many processes a job on a CPU may use: environment variable SUM_PROCESSES, else one for each core that this process may run on.
+
+    It changes no result, only the time. Raises ValueError if the variable holds no positive whole number.
+    """
+    wanted = os.environ.get("SUM_PROCESSES")
+    if not wanted:
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if not wanted.isdecimal() or wanted == "0":
+        raise ValueError(f"the environment variable SUM_PROCESSES is {wanted!r}; allowed: a whole number from 1 on, or unset for one process a core")
+    return int(wanted)
 
 
 def together(work: Callable[..., None], workers: int, *arguments) -> None:
@@ -47,7 +61,8 @@ def average_gradients(parameters: Iterable[Tensor]) -> None:
 
 
 def each(work: Callable, items: Sequence, workers: int) -> Iterator:
-    """``work(item)`` of every item, in order, by ``workers`` forked processes; one worker is this process."""
+    """``work(item)`` of every item, in order, by ``workers`` forked processes, but no more than `processes`; one worker is this process."""
+    workers = min(workers, processes())
     if workers == 1:
         yield from map(work, items)
         return

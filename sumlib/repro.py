@@ -1,8 +1,8 @@
 """`dvc repro` of everything, several stages at a time: ``python -m sumlib.repro --jobs 4``.
 
-`dvc repro` runs one stage after another, and a stage here keeps two cores busy. On a larger machine each stage that is out of date is handed to a
-`dvc repro --single-item` of its own as soon as all that it waits for is done (DVC's documented way to run stages in parallel). Results are the
-same bytes as one after another; killed, it goes on with what is not done. A stage may say in dvc.yaml, under ``meta: {cost: 5}``, that it takes
+`dvc repro` runs one stage after another, each with several processes where it can use them. Many stages at a time, with a process each, use the cores
+better: each stage that is out of date is handed to a `dvc repro --single-item` of its own as soon as all that it waits for is done (DVC's documented
+way to run stages in parallel). Results are the same bytes as one after another; killed, it goes on with what is not done. A stage may say in dvc.yaml, under ``meta: {cost: 5}``, that it takes
 five times as long as others, so that it does not come last.
 """
 
@@ -20,6 +20,7 @@ import networkx
 from dvc.repo import Repo
 from tqdm import tqdm
 
+from sumlib.parallel import processes
 from sumlib.paths import ROOT
 
 
@@ -67,10 +68,10 @@ def _timed(run: Callable[[str], None], name: str) -> float:
     return time.monotonic() - start
 
 
-def repro(name: str, root: Path = ROOT) -> None:
-    """`dvc repro` of this stage alone, beside others; StageError with its output if it fails."""
+def repro(name: str, jobs: int, root: Path = ROOT) -> None:
+    """`dvc repro` of this stage alone, one of ``jobs`` at a time that share the cores; StageError with its output if it fails."""
     command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", name]
-    environment = {"OMP_WAIT_POLICY": "passive"} | os.environ  # threads that wait by spinning would take the cores from the other stages
+    environment = os.environ | {"SUM_PROCESSES": str(max(1, processes() // jobs))}
     done = subprocess.run(command, cwd=root, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
     if done.returncode:
         raise StageError(f"{done.stdout.strip()}\nerror: stage {name} failed (above is what it printed); repeat it with `dvc repro {name}`")
@@ -93,7 +94,7 @@ def main(arguments: list[str] | None = None, root: Path = ROOT) -> int:
                 bar.write(f"{name}: {seconds:.0f} s")
                 bar.update()
 
-            run_all(stages, lambda name: repro(name, root), jobs, finished)
+            run_all(stages, lambda name: repro(name, jobs, root), jobs, finished)
     except StageError as error:
         print(error, file=sys.stderr)
         return 1

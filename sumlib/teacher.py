@@ -54,10 +54,6 @@ class SecondDecoder(nn.Module):
         super().__init__()
         self.model = decoder_copy(model).requires_grad_(True)
 
-    def trained(self) -> list[nn.Parameter]:
-        """What learns: all but the task prompt, which it is never given."""
-        return self.model.decoder_parameters
-
     def certainty(self, first: Sum, embedding: Tensor, pixels: Tensor, image: Tensor, target: Tensor, bf16: bool = False) -> Tensor:
         """As `Teacher.certainty`, of the ``first`` model's decoder and this one."""
         return agreement((first, embedding), (self.model, embedding), image, target, bf16)

@@ -113,7 +113,7 @@ def test_unknown_run_names_the_nearest():
     (ITERATIONS, "iterations: true\n", "finetune.micro.iterations is True; allowed: a whole number"),
     ("bf16: false", "bf16: 0", "finetune.smoke.bf16 is 0; allowed: true or false"),
     ("limit_images: 250000", "limit_images: 0", "pseudo_label.paper.limit_images is 0; allowed: at least 1"),
-    ("    workers: 1\n", "    workers: 3\n", "finetune.paper.workers is 3, which does not divide images, 40"),
+    ("    shares: 1\n", "    shares: 3\n", "finetune.paper.shares is 3, which does not divide images, 40"),
     ("    human_prompts: 10\n", "    human_prompts: 31\n", "finetune.paper.human_prompts is 31; allowed: at most prompts_per_image, 30"),
     ("type: vit_h", "type: vit_x", "model.paper.type is 'vit_x'; allowed: one of micro, micro_l, micro_b, vit_b, vit_l, vit_h"),
     ("    prompts: [point]\n", "    prompts: [point, pox]\n", "evaluate.smoke.prompts[1] is 'pox'; allowed: one of point, box, boundary-point"),

@@ -467,6 +467,17 @@ def test_consistency_beside_pseudo_labels_shares_their_weight(whole, monkeypatch
     assert n == m and special and lesson == own and human + 2 * own == pytest.approx(1) and human / h == pytest.approx(2 * own / n)
 
 
+@pytest.mark.parametrize("uncertainty", ["refinement", "discrepancy", "two-decoders"])
+def test_one_process_trains_as_two_do_to_the_bit(whole, monkeypatch, uncertainty):
+    config, labels = whole
+    config, found = replace(config, finetune=replace(config.finetune, shares=2)), []
+    for processes in ("1", "2"):
+        monkeypatch.setenv("SUM_PROCESSES", processes)
+        found.append(finetune(config, replace(config.run("sum-small"), uncertainty=uncertainty), labels))
+    (one, log), (two, other) = found
+    assert log.equals(other) and all(torch.equal(value, weights(two)[key]) for key, value in weights(one).items())
+
+
 def test_the_second_decoder_learns_by_itself_and_is_thrown_away(whole, monkeypatch):
     config, labels = whole
     learners = []

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.multiprocessing import ProcessRaisedException
 
-from sumlib.parallel import average, average_gradients, each, together
+from sumlib.parallel import average, average_gradients, each, processes, together
 
 
 def test_workers_average_tensors_and_gradients(tmp_path):
@@ -46,3 +46,21 @@ def test_the_first_failure_ends_all():
 def test_each_keeps_the_order(workers):
     offset = 5  # a closure
     assert list(each(lambda item: item + offset, range(7), workers)) == list(range(5, 12))
+
+
+def test_the_environment_says_how_many_processes(monkeypatch):
+    monkeypatch.delenv("SUM_PROCESSES", raising=False)
+    assert processes() >= 1
+    monkeypatch.setenv("SUM_PROCESSES", "3")
+    assert processes() == 3
+    for wrong in ("0", "-1", "two"):
+        monkeypatch.setenv("SUM_PROCESSES", wrong)
+        with pytest.raises(ValueError, match=f"SUM_PROCESSES is '{wrong}'; allowed: a whole number from 1 on"):
+            processes()
+
+
+def test_one_process_does_all_items_itself(monkeypatch):
+    monkeypatch.setenv("SUM_PROCESSES", "1")
+    done = []
+    list(each(done.append, range(3), 2))
+    assert done == [0, 1, 2]

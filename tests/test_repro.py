@@ -46,6 +46,16 @@ def test_stages_run_side_by_side_and_only_those_out_of_date(pipeline, capsys):
     assert {path.name for path, at in made.items() if path.stat().st_mtime_ns == at} == {"a.out", "alone.out"}
 
 
+def test_stages_at_a_time_share_the_cores(pipeline, monkeypatch):
+    (pipeline / "dvc.yaml").write_text(yaml.safe_dump({"stages": {"s": {"cmd": "echo $SUM_PROCESSES > s.out", "outs": ["s.out"]}}}))
+    for cores, jobs, each in (("8", "2", "4"), ("8", "3", "2"), ("2", "4", "1")):
+        (pipeline / "s.out").unlink(missing_ok=True)
+        (pipeline / "dvc.lock").unlink(missing_ok=True)
+        monkeypatch.setenv("SUM_PROCESSES", cores)
+        assert main(["--jobs", jobs], pipeline) == 0
+        assert (pipeline / "s.out").read_text().strip() == each
+
+
 def test_a_failure_is_told_and_what_was_done_is_kept(pipeline, capsys):
     text = (pipeline / "dvc.yaml").read_text()
     (pipeline / "dvc.yaml").write_text(text.replace("cat a.out b.out >", "echo no ink left && false >"))

@@ -65,51 +65,95 @@ def test_a_checkpoint_of_something_else_is_not_used_and_said_so(tmp_path, capsys
     assert same(fresh, train())
 
 
-def shares(workers: int, resume=None, killed_at=None) -> tuple[pd.DataFrame, nn.Linear]:
-    """Fit a line to eight points in each step, of which a worker has its share."""
+def shares(number: int, resume=None, killed_at=None) -> tuple[pd.DataFrame, nn.Linear]:
+    """Fit a line to eight points in each step, of which a share has its part."""
     model = nn.Linear(2, 1)
     nn.init.constant_(model.weight, 0.5)
     nn.init.zeros_(model.bias)
     calls = []
 
-    def step(generator: torch.Generator, worker: int) -> dict[str, float]:
+    def step(generator: torch.Generator, share: int) -> dict[str, float]:
         calls.append(1)
         if len(calls) == killed_at:
             raise Killed
-        x = (torch.arange(16.0).view(8, 2) / 7 + len(calls) % 2)[worker::workers]
+        x = (torch.arange(16.0).view(8, 2) / 7 + torch.rand((), generator=generator) * (number == 2))[share::number]
         loss = ((model(x) - x.sum(1, keepdim=True)) ** 2).mean()
-        loss.backward()
+        for part in (0.3, 0.7):  # back-propagated in parts, as rounds are
+            (part * loss).backward(retain_graph=True)
         return {"loss": loss.item()}
 
-    log = fit(step, model, torch.optim.AdamW(model.parameters(), lr=0.1), SCHEDULE, seed=0, resume=resume, every=2, workers=workers, clip=1.0)
+    log = fit(step, model, torch.optim.AdamW(model.parameters(), lr=0.1), SCHEDULE, seed=0, resume=resume, every=2, shares=number, clip=1.0)
     return log, model
 
 
-def test_two_workers_train_as_one():
-    (one, alone), (two, together) = shares(1), shares(2)
+def test_shares_are_averaged():
+    def run(number: int) -> tuple[pd.DataFrame, nn.Linear]:
+        model = nn.Linear(2, 1)
+        nn.init.constant_(model.weight, 0.5)
+
+        def step(generator: torch.Generator, share: int) -> dict[str, float]:
+            x = (torch.arange(16.0).view(8, 2) / 7)[share::number]
+            loss = ((model(x) - x.sum(1, keepdim=True)) ** 2).mean()
+            loss.backward()
+            return {"loss": loss.item()}
+
+        nn.init.zeros_(model.bias)
+        return fit(step, model, torch.optim.AdamW(model.parameters(), lr=0.1), SCHEDULE, seed=0, shares=number, clip=1.0), model
+
+    (one, alone), (two, halves) = run(1), run(2)
     pd.testing.assert_frame_equal(one, two, rtol=1e-5)
-    for a, b in zip(alone.parameters(), together.parameters(), strict=True):
+    for a, b in zip(alone.parameters(), halves.parameters(), strict=True):
         assert torch.allclose(a, b, atol=1e-6)
 
 
-def test_killed_workers_resume_to_the_same_result(tmp_path):
+@pytest.fixture(params=["1", "2"])
+def processes(request, monkeypatch) -> int:
+    monkeypatch.setenv("SUM_PROCESSES", request.param)
+    return int(request.param)
+
+
+def test_two_processes_train_as_one_does_to_the_bit(monkeypatch):
+    found = []
+    for number in ("1", "2"):
+        monkeypatch.setenv("SUM_PROCESSES", number)
+        found.append(shares(2))
+    assert same(*found)
+
+
+def test_killed_shares_resume_to_the_same_result(tmp_path, processes):
     path = tmp_path / "line.pt"
-    with pytest.raises(ProcessRaisedException, match="Killed"):
-        shares(2, path, killed_at=5)
+    if processes == 2:
+        with pytest.raises(ProcessRaisedException, match="Killed"):
+            shares(2, path, killed_at=5)
+    else:
+        with pytest.raises(Killed):
+            shares(2, path, killed_at=9)
     assert path.exists()
     assert same(shares(2, path), shares(2)) and not path.exists()
 
 
-def test_each_worker_has_its_own_random_numbers():
+def test_each_share_has_its_own_random_numbers(processes):
     model = nn.Linear(1, 1)
 
-    def step(generator: torch.Generator, worker: int) -> dict[str, float]:
+    def step(generator: torch.Generator, share: int) -> dict[str, float]:
         (0 * model(torch.ones(1, 1))).sum().backward()
         number = torch.rand((), generator=generator).item()
-        return {"mean": number, "spread": number if worker else -number}
+        return {"mean": number, "spread": number if share else -number}
 
-    log = fit(step, model, torch.optim.SGD(model.parameters(), lr=1.0), Schedule(3), seed=0, workers=2)
+    log = fit(step, model, torch.optim.SGD(model.parameters(), lr=1.0), Schedule(3), seed=0, shares=2)
     assert (log["spread"].abs() > 1e-3).all() and log["mean"].nunique() == 3
+
+
+def test_what_comes_before_a_step_comes_once_whatever_the_shares(processes):
+    model = nn.Linear(1, 1)
+    calls = torch.zeros(())
+
+    def step(generator: torch.Generator, share: int) -> dict[str, float]:
+        model(torch.ones(1, 1)).sum().backward()
+        return {"calls": calls.item()}
+
+    log = fit(step, model, torch.optim.SGD(model.parameters(), lr=1.0), Schedule(3), seed=0, shares=2, before=lambda: calls.add_(1))
+    assert log["calls"].tolist() == [1, 2, 3]
 
 
 def test_the_seed_decides():
