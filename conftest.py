@@ -13,6 +13,7 @@ RESULTS = Path(__file__).parent / "results"
 
 os.environ["SUM_PROFILE"] = "smoke"
 os.environ["TQDM_DISABLE"] = "1"
+os.environ["SUM_PROCESSES"] = "2"  # on one core, too: what is said of two processes shall be tested with two
 os.environ["DVC_NO_ANALYTICS"] = "1"
 
 

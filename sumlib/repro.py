@@ -2,8 +2,8 @@
 
 `dvc repro` runs one stage after another, each with several processes where it can use them. Many stages at a time, with a process each, use the cores
 better: each stage that is out of date is handed to a `dvc repro --single-item` of its own as soon as all that it waits for is done (DVC's documented
-way to run stages in parallel). Results are the same bytes as one after another; killed, it goes on with what is not done. A stage may say in dvc.yaml, under ``meta: {cost: 5}``, that it takes
-five times as long as others, so that it does not come last.
+way to run stages in parallel). Results are the same bytes as one after another; killed, it goes on with what is not done. A stage may say in
+dvc.yaml, under ``meta: {cost: 5}``, that it takes five times as long as others, so that it does not come last.
 """
 
 import argparse

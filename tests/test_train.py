@@ -65,8 +65,8 @@ def test_a_checkpoint_of_something_else_is_not_used_and_said_so(tmp_path, capsys
     assert same(fresh, train())
 
 
-def shares(number: int, resume=None, killed_at=None) -> tuple[pd.DataFrame, nn.Linear]:
-    """Fit a line to eight points in each step, of which a share has its part."""
+def shares(number: int, resume=None, killed_at=None, noise: float = 1.0) -> tuple[pd.DataFrame, nn.Linear]:
+    """Fit a line to eight points in each step, of which a share has its part, with ``noise`` of its own."""
     model = nn.Linear(2, 1)
     nn.init.constant_(model.weight, 0.5)
     nn.init.zeros_(model.bias)
@@ -76,7 +76,7 @@ def shares(number: int, resume=None, killed_at=None) -> tuple[pd.DataFrame, nn.L
         calls.append(1)
         if len(calls) == killed_at:
             raise Killed
-        x = (torch.arange(16.0).view(8, 2) / 7 + torch.rand((), generator=generator) * (number == 2))[share::number]
+        x = (torch.arange(16.0).view(8, 2) / 7 + noise * torch.rand((), generator=generator))[share::number]
         loss = ((model(x) - x.sum(1, keepdim=True)) ** 2).mean()
         for part in (0.3, 0.7):  # back-propagated in parts, as rounds are
             (part * loss).backward(retain_graph=True)
@@ -87,20 +87,7 @@ def shares(number: int, resume=None, killed_at=None) -> tuple[pd.DataFrame, nn.L
 
 
 def test_shares_are_averaged():
-    def run(number: int) -> tuple[pd.DataFrame, nn.Linear]:
-        model = nn.Linear(2, 1)
-        nn.init.constant_(model.weight, 0.5)
-
-        def step(generator: torch.Generator, share: int) -> dict[str, float]:
-            x = (torch.arange(16.0).view(8, 2) / 7)[share::number]
-            loss = ((model(x) - x.sum(1, keepdim=True)) ** 2).mean()
-            loss.backward()
-            return {"loss": loss.item()}
-
-        nn.init.zeros_(model.bias)
-        return fit(step, model, torch.optim.AdamW(model.parameters(), lr=0.1), SCHEDULE, seed=0, shares=number, clip=1.0), model
-
-    (one, alone), (two, halves) = run(1), run(2)
+    (one, alone), (two, halves) = shares(1, noise=0.0), shares(2, noise=0.0)
     pd.testing.assert_frame_equal(one, two, rtol=1e-5)
     for a, b in zip(alone.parameters(), halves.parameters(), strict=True):
         assert torch.allclose(a, b, atol=1e-6)
