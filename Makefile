@@ -41,7 +41,7 @@ $(STAMP): requirements.lock pyproject.toml
 	touch $@
 
 repro: env
-	$(IN_ENV) python -m sumlib.repro --jobs $(JOBS)
+	$(IN_ENV) python -m sumlib.pipeline.repro --jobs $(JOBS)
 
 test: export OMP_NUM_THREADS := 1
 test: env

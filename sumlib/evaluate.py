@@ -9,14 +9,15 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from sumlib.bar import with_bar
-from sumlib.config import Config, EvaluateConfig
-from sumlib.data import REGISTRY, TASK_GROUPS, Dataset, Sample
-from sumlib.masks import mask_box
+from sumlib.base.progress import with_bar
+from sumlib.config.params import Config, EvaluateConfig
+from sumlib.data.dataset import Dataset, Sample
+from sumlib.data.registry import REGISTRY, TASK_GROUPS
+from sumlib.base.masks import mask_box
 from sumlib.metrics import boundary_iou, mask_iou
-from sumlib.model import Sum
-from sumlib.parallel import each
-from sumlib.runs import RunConfig
+from sumlib.model.sum import Sum
+from sumlib.base.parallel import each
+from sumlib.config.runs import RunConfig
 from sumlib.sampler import boundary_click, first_click, next_click
 
 GROUP_OF = {name: group for group, names in TASK_GROUPS.items() for name in names}

@@ -13,15 +13,15 @@ import pandas as pd
 import torch
 from torch import nn
 
-from sumlib.config import Config, FinetuneConfig
-from sumlib.labeller import load_foundation
-from sumlib.model import Sum, best_device, seeded
-from sumlib.runs import RunConfig
-from sumlib.sources import HumanSource, PseudoSource, collate, open_sources
-from sumlib.steps import agreement_step, consistency_step, hq_step, interactive_step
-from sumlib.teacher import SecondDecoder, Teacher
-from sumlib.train import Schedule, fingerprint, fit
-from sumlib.tuning import finish, parameter_groups, prepare
+from sumlib.config.params import Config, FinetuneConfig
+from sumlib.model.foundation import load_foundation
+from sumlib.model.sum import Sum, best_device, seeded
+from sumlib.config.runs import RunConfig
+from sumlib.train.batches import HumanSource, PseudoSource, collate, open_sources
+from sumlib.train.interactive import agreement_step, consistency_step, hq_step, interactive_step
+from sumlib.methods.teacher import SecondDecoder, Teacher
+from sumlib.train.loop import Schedule, fingerprint, fit
+from sumlib.train.tuning import finish, parameter_groups, prepare
 
 
 def _other(model: Sum, run: RunConfig, config: FinetuneConfig, groups: list[dict]) -> Teacher | SecondDecoder | None:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from sumlib.masks import boundary_width, inner_boundary, require_masks
+from sumlib.base.masks import boundary_width, inner_boundary, require_masks
 
 
 def mask_iou(pred: Tensor, target: Tensor) -> Tensor:

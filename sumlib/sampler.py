@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sumlib.masks import require_masks
+from sumlib.base.masks import require_masks
 
 _PIXELS_PER_CALL = 1 << 22  # bounds the memory of one distance transform (a batch is cut into such pieces)
 _FIXED_POINT = 1 << 32  # resolution of the sampling weights

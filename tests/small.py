@@ -4,10 +4,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from sumlib.data import Sample
-from sumlib.data.world import Style, make_scene
-from sumlib.micro_sam import build_sam_micro
-from sumlib.model import Sum
+from sumlib.data.dataset import Sample
+from sumlib.micro.world import Style, make_scene
+from sumlib.model.micro_sam import build_sam_micro
+from sumlib.model.sum import Sum
 
 
 def entity_samples(count: int) -> list[Sample]:

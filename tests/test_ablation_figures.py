@@ -4,8 +4,8 @@ import pandas as pd
 import pytest
 from test_report import results
 
-from sumlib import ablation_figures as drawn
-from sumlib import report
+from sumlib.figures import ablation as drawn
+from sumlib.report import results as report
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import torch
 from small import small_sum
 from torch.nn import functional as F
 
-from sumlib.adapters import Adapter, LoraQKV, adapter_width, add_adapters, add_lora, light_parameters, merge_lora
+from sumlib.model.adapters import Adapter, LoraQKV, adapter_width, add_adapters, add_lora, light_parameters, merge_lora
 
 
 @pytest.fixture

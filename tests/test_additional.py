@@ -8,13 +8,13 @@ import pytest
 from PIL import Image
 from test_data import as_set
 
-from sumlib.data.additional import ADDITIONAL, CITYSCAPES_IGNORED, open_additional
-from sumlib.data.coco import decode
-from sumlib.data.export import masks_of
+from sumlib.data.layouts.additional import ADDITIONAL, CITYSCAPES_IGNORED, open_additional
+from sumlib.data.layouts.coco import decode
+from sumlib.micro.export import masks_of
 from sumlib.data.images import BadSampleError
-from sumlib.data.micro_additional import SCENES, SETS, _outlines, classes, scenes, write_additional
-from sumlib.paths import SAMPLE
-from sumlib.report import paper_tables
+from sumlib.micro.additional_sets import SCENES, SETS, _outlines, classes, scenes, write_additional
+from sumlib.base.paths import SAMPLE
+from sumlib.report.results import paper_tables
 
 
 def expected(name: str, scene) -> list[np.ndarray]:
@@ -51,9 +51,9 @@ def test_the_sample_is_what_the_generator_gives(name, tmp_path):
     write_additional(name, tmp_path, list(scenes(name)))
     files = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file())
     kept = sorted(path.relative_to(SAMPLE) for path in (SAMPLE / "additional" / name).rglob("*") if path.is_file())
-    assert files == kept, "write it again: python -m sumlib.data.micro_additional sample"
+    assert files == kept, "write it again: python -m sumlib.micro.additional_sets sample"
     different = [str(path) for path in files if (tmp_path / path).read_bytes() != (SAMPLE / path).read_bytes()]
-    assert not different, "write it again: python -m sumlib.data.micro_additional sample"
+    assert not different, "write it again: python -m sumlib.micro.additional_sets sample"
 
 
 def test_they_are_the_sets_of_table_19():

@@ -4,7 +4,7 @@ import pytest
 import torch
 from small import small_sum
 
-from sumlib.attention import attend, embed_masks, mask_features, pixels_look, tokens_look, unfold
+from sumlib.model.fast_decoder import attend, embed_masks, mask_features, pixels_look, tokens_look, unfold
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,9 @@ import pytest
 from PIL import Image
 from scenes import SCENES
 
-from sumlib.data import BadSampleError, open_dataset
-from sumlib.data.export import write_dataset
+from sumlib.data.images import BadSampleError
+from sumlib.data.registry import open_dataset
+from sumlib.micro.export import write_dataset
 from sumlib.data.images import read_labels, read_mask
 
 IMAGE, MASK = "test/COIFT/images/00001.jpg", "test/COIFT/masks/00001.png"

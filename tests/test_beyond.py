@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from test_report import results
 
-from sumlib.beyond import BEYOND, beyond_markdown, beyond_table
-from sumlib.bootstrap import Bootstrap
-from sumlib.config import load_config
+from sumlib.report.beyond import BEYOND, beyond_markdown, beyond_table
+from sumlib.report.intervals import Bootstrap
+from sumlib.config.params import load_config
 
 RUNS = {"sum-medium": ("SUM", "FT-Medium", 0), "again": ("SUM second round", "FT-Medium", 0), "sum-small": ("SUM", "FT-Small", 0)}
 

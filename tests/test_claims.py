@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from test_report import results
 
-from sumlib import claims
-from sumlib.bootstrap import Bootstrap
-from sumlib.claims import FAILS, HOLDS, SHOWN, UNDECIDED, Finding, conclude, judge, judge_claims, judge_refinement
-from sumlib.resampling import Estimate
+from sumlib.report import claims
+from sumlib.report.intervals import Bootstrap
+from sumlib.report.claims import FAILS, HOLDS, SHOWN, UNDECIDED, Finding, conclude, judge, judge_claims, judge_refinement
+from sumlib.report.resampling import Estimate
 
 RUNS = {
     "sam": ("SAM", "none", 0), "human-small": ("Human-annotation-only", "FT-Small", 0), "vanilla-small": ("Vanilla", "FT-Small", 0),

@@ -1,13 +1,13 @@
-"""sumlib.config and sumlib.schema: what params.yaml says, and what is refused with which message."""
+"""sumlib.config.params and sumlib.config.schema: what params.yaml says, and what is refused with which message."""
 
 import doctest
 import re
 
 import pytest
 
-import sumlib.schema
-from sumlib.config import ConfigError, load_config
-from sumlib.paths import PARAMS, ROOT
+import sumlib.config.schema
+from sumlib.config.params import ConfigError, load_config
+from sumlib.base.paths import PARAMS, ROOT
 
 TEXT = PARAMS.read_text(encoding="utf-8")
 TUNED = load_config("micro").finetune
@@ -30,7 +30,7 @@ def refused(tmp_path, old: str, new: str) -> str:
 
 
 def test_doctests():
-    assert doctest.testmod(sumlib.schema).failed == 0
+    assert doctest.testmod(sumlib.config.schema).failed == 0
 
 
 def test_paper_profile_has_the_papers_numbers():

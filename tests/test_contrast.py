@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from sumlib.contrast import contrastive_loss
+from sumlib.methods.u2pl import contrastive_loss
 
 
 def rng(seed: int = 0) -> torch.Generator:

@@ -14,13 +14,13 @@ import pytest
 from PIL import Image
 from scenes import SCENES
 
-import sumlib.data
-from sumlib.data import REGISTRY, TASK_GROUPS, open_dataset
-from sumlib.data.coco import PACKS, decode, run_total
-from sumlib.data.export import masks_of, write_dataset
+import sumlib.data.registry
+from sumlib.data.registry import REGISTRY, TASK_GROUPS, open_dataset
+from sumlib.data.layouts.coco import PACKS, decode, run_total
+from sumlib.micro.export import masks_of, write_dataset
 from sumlib.data.images import read_image, read_mask
-from sumlib.data.truth import open_truth
-from sumlib.masks import rle_encode
+from sumlib.micro.truth import open_truth
+from sumlib.base.masks import rle_encode
 
 PACKAGE = Path(sumlib.data.__file__).parent.parent
 TASKS = {"salient": 1, "entity": 2, "part": 3}
@@ -213,10 +213,10 @@ def reachable(package: Path, module: str) -> set[str]:
     return seen
 
 
-TRUTH = {"sumlib.data.truth", "sumlib.data.export"}
+TRUTH = {"sumlib.micro.truth", "sumlib.micro.export"}
 
 
-@pytest.mark.parametrize("module", ["train", "pseudo", "refiner", "config", "evaluate", "data"])
+@pytest.mark.parametrize("module", ["train.loop", "train.batches", "pseudo.store", "refiner.module", "config.params", "evaluate", "finetune", "data.registry"])
 def test_training_never_reaches_the_truth(module):
     modules = reachable(PACKAGE, f"sumlib.{module}")
     assert modules, f"sumlib/{module} is missing"
@@ -224,22 +224,22 @@ def test_training_never_reaches_the_truth(module):
 
 
 def test_only_its_own_modules_name_the_truth():
-    words = ("SA-1B-truth", "open_truth", "TRUTH_FOLDER", "data.truth", "data import truth")
+    words = ("SA-1B-truth", "open_truth", "TRUTH_FOLDER", "micro.truth", "micro import truth")
     for file in PACKAGE.rglob("*.py"):
         if file.name not in ("truth.py", "export.py"):
             assert not any(word in file.read_text() for word in words), file
 
 
 @pytest.mark.parametrize(
-    "line", ["from sumlib.data import truth", "import sumlib.data.truth", "from .data.truth import x", "from sumlib import helper"]
+    "line", ["from sumlib.micro import truth", "import sumlib.micro.truth", "from .micro.truth import x", "from sumlib import helper"]
 )
 def test_reaching_the_truth_would_be_seen(tmp_path, line):
     package = tmp_path / "sumlib"
-    (package / "data").mkdir(parents=True)
-    for name, text in (("__init__", ""), ("data/__init__", ""), ("data/truth", ""), ("train", f"def f():\n    {line}\n")):
+    (package / "micro").mkdir(parents=True)
+    for name, text in (("__init__", ""), ("micro/__init__", ""), ("micro/truth", ""), ("train", f"def f():\n    {line}\n")):
         (package / f"{name}.py").write_text(text)
-    (package / "helper.py").write_text("from .data import truth\n")
-    assert "sumlib.data.truth" in reachable(package, "sumlib.train")
+    (package / "helper.py").write_text("from .micro import truth\n")
+    assert "sumlib.micro.truth" in reachable(package, "sumlib.train")
 
 
 # files and formats

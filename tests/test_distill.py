@@ -5,10 +5,10 @@ from functools import partial
 import pytest
 import torch
 
-from sumlib.checkpoint import load_sam, read_metadata
-from sumlib.distill import BLOCKS, Distillation, write
-from sumlib.foundation import FoundationConfig
-from sumlib.scenes import make_store
+from sumlib.model.checkpoint import load_sam, read_metadata
+from sumlib.micro.distill import BLOCKS, Distillation, write
+from sumlib.micro.pretrain import FoundationConfig
+from sumlib.micro.scene_store import make_store
 
 CONFIG = FoundationConfig(type="micro_b", scenes=4, iterations=2, dense_only=1.0, images=2, prompts=2, workers=1, finish=1, finish_rounds=(2,), lr=1e-3)
 

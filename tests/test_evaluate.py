@@ -10,12 +10,12 @@ from scenes import make_scene
 from segment_anything import SamPredictor
 from small import small_sum
 
-from sumlib import report
-from sumlib.config import load_config
-from sumlib.data import open_dataset
-from sumlib.data.export import write_dataset
+from sumlib.report import results as report
+from sumlib.config.params import load_config
+from sumlib.data.registry import open_dataset
+from sumlib.micro.export import write_dataset
 from sumlib.evaluate import evaluate_run, interact
-from sumlib.masks import mask_box
+from sumlib.base.masks import mask_box
 from sumlib.metrics import boundary_iou, mask_iou
 from sumlib.sampler import boundary_click, first_click, next_click
 

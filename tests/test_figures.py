@@ -5,7 +5,8 @@ import pytest
 from matplotlib.colors import to_rgb
 from test_report import results
 
-from sumlib import figures, report
+from sumlib.figures import rounds as figures
+from sumlib.report import results as report
 
 
 @pytest.fixture(scope="module")
@@ -71,8 +72,8 @@ def test_levels_plot_states_means():
 
 
 def test_sampling_figure_without_runs_shows_the_paper():
-    from sumlib.bootstrap import Bootstrap
-    from sumlib.claims import sampling_gains
+    from sumlib.report.intervals import Bootstrap
+    from sumlib.report.claims import sampling_gains
 
     frame = results({"sam": ("SAM", "none", 0)}, images=2, masks=1, rounds=(1,))
     figure = figures.sampling_figure(sampling_gains(Bootstrap(frame, np.random.default_rng(0), 10)))

@@ -11,19 +11,19 @@ from scenes import make_scene
 from small import small_sum
 from torch.nn import functional as F
 
-from sumlib.checkpoint import load_sam, load_sum, save_sam, save_sum
-from sumlib.config import load_config
-from sumlib.data import open_dataset
-from sumlib.data.export import write_dataset
+from sumlib.model.checkpoint import load_sam, load_sum, save_sam, save_sum
+from sumlib.config.params import load_config
+from sumlib.data.registry import open_dataset
+from sumlib.micro.export import write_dataset
 from sumlib.finetune import finetune
-from sumlib.masks import jittered_boxes, mask_box
+from sumlib.base.masks import jittered_boxes, mask_box
 from sumlib.metrics import mask_iou
-from sumlib.model import Sum
-from sumlib.smoke import pseudo_labels
-from sumlib.sources import Batch, HumanSource, PseudoSource, collate
-from sumlib.steps import _first_prompt, _next_prompt, consistency_step, interactive_step, mask_losses
-from sumlib.teacher import Teacher
-from sumlib.tuning import parameter_groups
+from sumlib.model.sum import Sum
+from sumlib.pipeline.smoke import pseudo_labels
+from sumlib.train.batches import Batch, HumanSource, PseudoSource, collate
+from sumlib.train.interactive import _first_prompt, _next_prompt, consistency_step, interactive_step, mask_losses
+from sumlib.methods.teacher import Teacher
+from sumlib.train.tuning import parameter_groups
 
 SMOKE = load_config("smoke")
 CONFIG = replace(SMOKE.finetune, rounds=4, bf16=False)
@@ -427,7 +427,7 @@ def test_other_methods_repeat_and_resume(whole, name, change, tmp_path, monkeypa
 
 def test_students_learn_the_teachers_masks_on_another_view(model, human, pseudo, monkeypatch):
     seen = []
-    monkeypatch.setattr("sumlib.steps.interactive_step", lambda model, batch, *args, **options: seen.append((batch, options)) or {})
+    monkeypatch.setattr("sumlib.train.interactive.interactive_step", lambda model, batch, *args, **options: seen.append((batch, options)) or {})
     batch = collate([pseudo.draw(model, 3, rng())])
     teacher = Teacher(model, 0.9)
     for kind, rounds in (("mixed", 1), ("box", 1), ("mixed-multi", CONFIG.rounds)):
@@ -460,7 +460,7 @@ def test_consistency_beside_pseudo_labels_shares_their_weight(whole, monkeypatch
         seen.append((share, len(batch.target), bool(options)))
         return interactive_step(model, batch, run, config, generator, share, **options)
 
-    for module in ("finetune", "steps"):
+    for module in ("finetune", "train.interactive"):
         monkeypatch.setattr(f"sumlib.{module}.interactive_step", step)
     finetune(config, replace(config.run("sum-small"), consistency="mixed"), labels)
     (human, h, _), (lesson, n, special), (own, m, _) = seen[:3]
@@ -489,7 +489,7 @@ def test_the_second_decoder_learns_by_itself_and_is_thrown_away(whole, monkeypat
         assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in model.sam.mask_decoder.parameters()) and before.keys() == weights(model).keys()
         return found
 
-    for module in ("finetune", "steps"):
+    for module in ("finetune", "train.interactive"):
         monkeypatch.setattr(f"sumlib.{module}.interactive_step", step)
     model, _ = finetune(config, replace(config.run("sum-small"), uncertainty="two-decoders"), labels)
     assert learners.count((True, 1)) == config.finetune.iterations and learners.count((False, None)) == config.finetune.iterations

@@ -9,14 +9,14 @@ import pytest
 import torch
 from small import small_sum
 
-from sumlib.data import open_dataset
-from sumlib.data.world import SIZE, coarse
-from sumlib.foundation import FoundationConfig, Pretraining, human_clicks, mask_loss, pretrain
-from sumlib.gate import coarse_examples, gate, stored_examples
+from sumlib.data.registry import open_dataset
+from sumlib.micro.world import SIZE, coarse
+from sumlib.micro.pretrain import FoundationConfig, Pretraining, human_clicks, mask_loss, pretrain
+from sumlib.micro.gate import coarse_examples, gate, stored_examples
 from sumlib.metrics import mask_iou
-from sumlib.paths import SAMPLE
+from sumlib.base.paths import SAMPLE
 from sumlib.sampler import first_click, next_click
-from sumlib.scenes import SMALLEST, Batches, make_store
+from sumlib.micro.scene_store import SMALLEST, Batches, make_store
 
 CONFIG = FoundationConfig(scenes=6, iterations=4, finish=1, dense_only=0.5, images=2, prompts=2, workers=1, seed=3)
 

@@ -5,9 +5,9 @@ import re
 import pandas as pd
 import pytest
 
-from sumlib import report
-from sumlib.config import load_config
-from sumlib.paths import RESULTS
+from sumlib.report import results as report
+from sumlib.config.params import load_config
+from sumlib.base.paths import RESULTS
 
 PAGE = (RESULTS / "README.md").read_text(encoding="utf-8")
 LINKED = {RESULTS / path for path in re.findall(r"\]\(([^)#]+)\)", PAGE)}

@@ -7,12 +7,12 @@ import torch
 from small import small_sum
 from torch.nn import functional as F
 
-from sumlib.checkpoint import load_sum, save_sum
-from sumlib.config import load_config
-from sumlib.hq import PROMPTS, noised_mask
-from sumlib.micro_sam import build_sam_micro
-from sumlib.model import Sum
-from sumlib.tuning import parameter_groups
+from sumlib.model.checkpoint import load_sum, save_sum
+from sumlib.config.params import load_config
+from sumlib.methods.hq_sam import PROMPTS, noised_mask
+from sumlib.model.micro_sam import build_sam_micro
+from sumlib.model.sum import Sum
+from sumlib.train.tuning import parameter_groups
 
 CONFIG = replace(load_config("smoke").finetune, light_lr=7.0)
 

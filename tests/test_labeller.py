@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from sumlib.checkpoint import save_sum
-from sumlib.config import load_config
-from sumlib.labeller import SELF, load_foundation, load_labeller
+from sumlib.model.checkpoint import save_sum
+from sumlib.config.params import load_config
+from sumlib.model.foundation import SELF, load_foundation, load_labeller
 
 SMOKE = load_config("smoke")
 

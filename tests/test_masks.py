@@ -9,7 +9,7 @@ import torch
 from pycocotools import mask as coco
 from segment_anything.utils.transforms import ResizeLongestSide
 
-from sumlib import masks
+from sumlib.base import masks
 
 
 @pytest.fixture

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sumlib.data import TASK_GROUPS, open_dataset
-from sumlib.data.export import masks_of, write_dataset
-from sumlib.data.micro import SETS, TRUTHS, broad_style, scenes
-from sumlib.data.world import SIZE, coarse, make_scene
-from sumlib.paths import SAMPLE
-from sumlib.report import dataset_order
+from sumlib.data.registry import TASK_GROUPS, open_dataset
+from sumlib.micro.export import masks_of, write_dataset
+from sumlib.micro.sets import SETS, TRUTHS, broad_style, scenes
+from sumlib.micro.world import SIZE, coarse, make_scene
+from sumlib.base.paths import SAMPLE
+from sumlib.report.results import dataset_order
 
 COUNT = 3
 
@@ -49,7 +49,7 @@ def differences(made: Path, kept: Path) -> list[str]:
 def test_the_sample_is_what_the_generator_gives(name, tmp_path):
     write_dataset(name, tmp_path, list(scenes(name, 1 if name == "BIG" else COUNT)))  # BIG deals its images out by their number
     assert len(list(tmp_path.rglob("*.jpg"))) + len(list(tmp_path.rglob("*.png"))) >= 1
-    assert differences(tmp_path, SAMPLE) == [], "write it again: python -m sumlib.data.micro sample"
+    assert differences(tmp_path, SAMPLE) == [], "write it again: python -m sumlib.micro.sets sample"
 
 
 def test_a_changed_sample_is_seen(tmp_path):

@@ -8,10 +8,10 @@ import torch
 from segment_anything import SamAutomaticMaskGenerator, SamPredictor, sam_model_registry
 from small import small_sum
 
-from sumlib import checkpoint as module
-from sumlib.checkpoint import MODEL_TYPES, CheckpointError, build_like, load_sam, load_sum, read_metadata, save_sam, save_sum
-from sumlib.micro_sam import build_sam_micro
-from sumlib.model import Sum, SumPredictor, decoder_copy
+from sumlib.model import checkpoint as module
+from sumlib.model.checkpoint import MODEL_TYPES, CheckpointError, build_like, load_sam, load_sum, read_metadata, save_sam, save_sum
+from sumlib.model.micro_sam import build_sam_micro
+from sumlib.model.sum import Sum, SumPredictor, decoder_copy
 
 
 @pytest.fixture(scope="module")

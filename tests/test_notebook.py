@@ -1,4 +1,4 @@
-"""sumlib.notebook on a small notebook: stable code, stable execution, clear failures, true dependencies."""
+"""sumlib.pipeline.notebook on a small notebook: stable code, stable execution, clear failures, true dependencies."""
 
 import json
 import subprocess
@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from sumlib import notebook
-from sumlib.notebook import NotebookError, code_and_modules, code_of, modules_used, normalise, run, write_code
-from sumlib.paths import NOTEBOOKS, ROOT
+from sumlib.pipeline import notebook
+from sumlib.pipeline.notebook import NotebookError, code_and_modules, code_of, modules_used, normalise, run, write_code
+from sumlib.base.paths import NOTEBOOKS, ROOT
 
 CELLS = [
     ("markdown", "# Title", None),
@@ -87,7 +87,7 @@ def test_wrong_calls_have_one_clear_message(tmp_path, monkeypatch):
 
 
 def test_command_line_fails_with_one_line():
-    command = [sys.executable, "-m", "sumlib.notebook", "run", "nothing", "--output", "artifacts/nothing.ipynb"]
+    command = [sys.executable, "-m", "sumlib.pipeline.notebook", "run", "nothing", "--output", "artifacts/nothing.ipynb"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 1 and result.stdout == ""
     assert result.stderr.startswith("error: no notebook 'nothing' in notebooks/") and result.stderr.count("\n") == 1
@@ -119,7 +119,7 @@ def test_every_notebook_gets_its_code_file(tmp_path):
     written = write_code(output=tmp_path / "code")
     assert [path.stem for path in written] == sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb")) and len(written) > 10
     text = (tmp_path / "code" / "finetune.py").read_text()
-    assert "# sumlib/finetune.py " in text and "# sumlib/losses.py " in text and "# sumlib/report.py" not in text and "# sumlib/notebook.py" not in text
+    assert "# sumlib/finetune.py " in text and "# sumlib/losses.py " in text and "# sumlib/report/results.py" not in text and "# sumlib/pipeline/notebook.py" not in text
 
 
 def test_modules_used_follows_real_imports(tmp_path):

@@ -6,10 +6,10 @@ import torch
 from scenes import make_scene
 from small import small_sum
 
-from sumlib import panel
-from sumlib.data import open_dataset
-from sumlib.data.export import write_dataset
-from sumlib.pictures import BLUE, overlay
+from sumlib.analysis import panels as panel
+from sumlib.data.registry import open_dataset
+from sumlib.micro.export import write_dataset
+from sumlib.figures.pictures import BLUE, overlay
 from sumlib.sampler import first_click
 
 

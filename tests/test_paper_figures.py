@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from test_report import results
 
-from sumlib import paper_figures as drawn
-from sumlib import report
+from sumlib.figures import curves as drawn
+from sumlib.report import results as report
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def test_curves_are_the_scores(number, scores):
 
 
 def test_paper_numbers_are_drawn_once():
-    from sumlib import figures
+    from sumlib.figures import rounds as figures
 
     assert not drawn.CURVES.keys() & figures.FIGURES.keys() and {1, 4, *range(19, 22), *range(23, 30)} == set(drawn.CURVES)
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.multiprocessing import ProcessRaisedException
 
-from sumlib.parallel import average, average_gradients, each, processes, together
+from sumlib.base.parallel import average, average_gradients, each, processes, together
 
 
 def test_workers_average_tensors_and_gradients(tmp_path):

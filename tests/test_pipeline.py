@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from pipeline import ParamsDependency, read_stages, stale
 
-from sumlib.config import SECTIONS, load_config
-from sumlib.notebook import code_of, notebook_path
-from sumlib.paths import NOTEBOOKS, PARAMS, ROOT
+from sumlib.config.params import SECTIONS, load_config
+from sumlib.pipeline.notebook import code_of, notebook_path
+from sumlib.base.paths import NOTEBOOKS, PARAMS, ROOT
 
 DVC = [sys.executable, "-m", "dvc"]
 
@@ -24,7 +24,7 @@ def stages():
 
 def notebook_of(stage) -> str | None:
     """Name of the notebook that a stage executes."""
-    found = re.match(r"python -m sumlib\.notebook run (\w+) ", stage.cmd)
+    found = re.match(r"python -m sumlib\.pipeline\.notebook run (\w+) ", stage.cmd)
     return found and found.group(1)
 
 

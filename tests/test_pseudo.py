@@ -10,15 +10,17 @@ import torch
 from segment_anything import SamAutomaticMaskGenerator
 from segment_anything.utils.amg import rle_to_mask
 
-from sumlib.checkpoint import load_sam
-from sumlib.config import PseudoLabelConfig
-from sumlib.data import Dataset
+from sumlib.model.checkpoint import load_sam
+from sumlib.config.params import PseudoLabelConfig
+from sumlib.data.dataset import Dataset
 from sumlib.data.dataset import Entry
-from sumlib.data.world import Style, make_scene
-from sumlib.micro_sam import build_sam_micro
-from sumlib.model import Sum
-from sumlib.paths import SAMPLE
-from sumlib.pseudo import AutomaticMasks, PseudoLabels, add_uncertainty, generate, store
+from sumlib.micro.world import Style, make_scene
+from sumlib.model.micro_sam import build_sam_micro
+from sumlib.model.sum import Sum
+from sumlib.base.paths import SAMPLE
+from sumlib.pseudo.automatic import AutomaticMasks
+from sumlib.pseudo import store
+from sumlib.pseudo.store import PseudoLabels, add_uncertainty, generate
 from sumlib.pseudo.store import decode_map, encode_map, map_logits
 
 

@@ -4,12 +4,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sumlib import figures, quality, quality_figures
-from sumlib.config import load_config
-from sumlib.data.truth import open_truth
-from sumlib.paths import SAMPLE
-from sumlib.pseudo import Label, PseudoLabels
-from sumlib.smoke import pseudo_labels
+from sumlib.analysis import label_quality as quality
+from sumlib.figures import rounds as figures, label_quality as quality_figures
+from sumlib.config.params import load_config
+from sumlib.micro.truth import open_truth
+from sumlib.base.paths import SAMPLE
+from sumlib.pseudo.store import Label, PseudoLabels
+from sumlib.pipeline.smoke import pseudo_labels
 
 
 def block(y0: int, y1: int, x0: int = 0, x1: int = 10) -> np.ndarray:

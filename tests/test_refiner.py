@@ -10,17 +10,17 @@ import torch
 from segment_anything.utils.amg import calculate_stability_score
 from small import entity_samples
 
-from sumlib.config import RefineConfig
-from sumlib.data import Sample
+from sumlib.config.params import RefineConfig
+from sumlib.data.dataset import Sample
 from sumlib.losses import dice_loss, focal_loss
-from sumlib.masks import mask_box
+from sumlib.base.masks import mask_box
 from sumlib.metrics import boundary_iou, mask_iou
-from sumlib.micro_sam import build_sam_micro
-from sumlib.model import Sum
-from sumlib.refinement import before_and_after, measure_refinement
-from sumlib.refiner import LOGIT_LIMIT, Refiner, load_refiner, refine, refinement_loss, save_refiner, train_refiner
+from sumlib.model.micro_sam import build_sam_micro
+from sumlib.model.sum import Sum
+from sumlib.refiner.measure import before_and_after, measure_refinement
+from sumlib.refiner.module import LOGIT_LIMIT, Refiner, load_refiner, refine, refinement_loss, save_refiner, train_refiner
 from sumlib.sampler import first_click
-from sumlib.training_pairs import Pairs, make_pairs
+from sumlib.refiner.pairs import Pairs, make_pairs
 
 CONFIG = RefineConfig(iterations=12, images=2, masks_per_image=2, lr=2e-3, min_iou=0.0, pred_iou_thresh=0.0, stability_thresh=0.0,
                       stability_offset=0.01, holdout=0.25, seed=0)  # fmt: skip
@@ -160,7 +160,7 @@ def test_a_killed_training_ends_with_the_same_refiner(model, plain, tmp_path, mo
         return refinement_loss(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr("sumlib.refiner.refinement_loss", dying)
+        patch.setattr("sumlib.refiner.module.refinement_loss", dying)
         with pytest.raises(KeyboardInterrupt):
             train(generator=generator(), resume=path, mark="a")
     kept = path.read_bytes()
@@ -168,7 +168,7 @@ def test_a_killed_training_ends_with_the_same_refiner(model, plain, tmp_path, mo
     assert log.equals(again) and all(torch.equal(a, b) for a, b in zip(expected.trained().values(), resumed.trained().values())) and not path.exists()
     path.write_bytes(kept)
     with monkeypatch.context() as patch:  # one of another mark is not used
-        patch.setattr("sumlib.refiner.refinement_loss", lambda *args: steps.append(1) or refinement_loss(*args))
+        patch.setattr("sumlib.refiner.module.refinement_loss", lambda *args: steps.append(1) or refinement_loss(*args))
         steps.clear()
         train(generator=generator(), resume=path, mark="b")
     assert len(steps) == CONFIG.iterations

@@ -4,9 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sumlib import report
-from sumlib.bootstrap import Bootstrap, MissingRun, paired_difference
-from sumlib.resampling import ratio_difference
+from sumlib.report import results as report
+from sumlib.report.intervals import Bootstrap, MissingRun, paired_difference
+from sumlib.report.resampling import ratio_difference
 
 MODELS = {"sam": ("SAM", "none", 0), "sum-medium": ("SUM", "FT-Medium", 0), "sum-medium-seed1": ("SUM", "FT-Medium", 1)}
 

@@ -8,7 +8,7 @@ import networkx
 import pytest
 import yaml
 
-from sumlib.repro import StageError, main, out_of_date, run_all
+from sumlib.pipeline.repro import StageError, main, out_of_date, run_all
 
 DVC = [sys.executable, "-m", "dvc"]
 MEET = "touch {me}.started && for i in $(seq 600); do test -e {other}.started && cat {me}.txt > {me}.out && exit 0; sleep 0.1; done; exit 1"

@@ -9,12 +9,12 @@ import torch
 from scenes import make_scene
 from small import small_sum
 
-from sumlib import figures
-from sumlib.config import load_config
-from sumlib.data import open_dataset
-from sumlib.data.export import write_dataset
+from sumlib.figures import rounds as figures
+from sumlib.config.params import load_config
+from sumlib.data.registry import open_dataset
+from sumlib.micro.export import write_dataset
 from sumlib.evaluate import interact
-from sumlib.rims import SIDES, painted_share, ring_errors
+from sumlib.analysis.rims import SIDES, painted_share, ring_errors
 
 RUN = replace(load_config("smoke").run("sum-medium"), task_prompt="none")
 

@@ -8,12 +8,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sumlib import study
-from sumlib.config import load_config
-from sumlib.data import open_dataset
-from sumlib.paths import SAMPLE
-from sumlib.pseudo import PseudoLabels
-from sumlib.smoke import pseudo_labels
+from sumlib.analysis import human_study as study
+from sumlib.config.params import load_config
+from sumlib.data.registry import open_dataset
+from sumlib.base.paths import SAMPLE
+from sumlib.pseudo.store import PseudoLabels
+from sumlib.pipeline.smoke import pseudo_labels
 
 
 @pytest.fixture(scope="module")

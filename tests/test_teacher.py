@@ -3,8 +3,8 @@
 import torch
 from small import small_sum
 
-from sumlib.masks import mask_box
-from sumlib.teacher import Teacher, strong_view
+from sumlib.base.masks import mask_box
+from sumlib.methods.teacher import Teacher, strong_view
 
 
 def rng(seed: int = 0) -> torch.Generator:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.multiprocessing import ProcessRaisedException
 
-from sumlib.train import Schedule, fingerprint, fit
+from sumlib.train.loop import Schedule, fingerprint, fit
 
 SCHEDULE = Schedule(iterations=7, warmup=2)
 

@@ -7,8 +7,8 @@ import torch
 from small import small_sum
 from torch import nn
 
-from sumlib.config import load_config
-from sumlib.tuning import finish, parameter_groups, prepare
+from sumlib.config.params import load_config
+from sumlib.train.tuning import finish, parameter_groups, prepare
 
 CONFIG = replace(load_config("smoke").finetune, lr=1.0, encoder_lr_scale=0.5, layer_decay=0.8, task_prompt_lr=3.0, weight_decay=0.1)
 

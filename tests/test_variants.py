@@ -9,13 +9,13 @@ import torch
 import test_refiner
 from small import entity_samples
 
-from sumlib.checkpoint import load_sam
-from sumlib.data import Sample
-from sumlib.masks import mask_box
-from sumlib.model import Sum
-from sumlib.refinement import changes
-from sumlib.refiner import Refiner, refine, train_refiner
-from sumlib.variants import METHOD, HqRefiner, compare_variants, masked_autoencoder, synthetic_pairs, variants
+from sumlib.model.checkpoint import load_sam
+from sumlib.data.dataset import Sample
+from sumlib.base.masks import mask_box
+from sumlib.model.sum import Sum
+from sumlib.refiner.measure import changes
+from sumlib.refiner.module import Refiner, refine, train_refiner
+from sumlib.methods.refiner_variants import METHOD, HqRefiner, compare_variants, masked_autoencoder, synthetic_pairs, variants
 
 CONFIG = replace(test_refiner.CONFIG, iterations=2)
 
@@ -111,7 +111,7 @@ def test_killed_variants_go_on_where_they_were(model, samples, tmp_path, monkeyp
             raise KeyboardInterrupt
         return train_refiner(*args, **options)
 
-    monkeypatch.setattr("sumlib.variants.train_refiner", dying)
+    monkeypatch.setattr("sumlib.methods.refiner_variants.train_refiner", dying)
     with pytest.raises(KeyboardInterrupt):
         compare(resume=tmp_path / "variants", mark="a")
     found, again = compare(resume=tmp_path / "variants", mark="a")

@@ -1,6 +1,11 @@
 """Pseudo-labels: SAM's automatic masks on unlabeled images, their refined versions and certainty (METHOD sections 2 and 3)."""
 
-from sumlib.pseudo.automatic import AutomaticMasks, Tally
-from sumlib.pseudo.store import Label, PseudoLabels, add_uncertainty, generate
+from sumlib.base.lazy import face
 
-__all__ = ["AutomaticMasks", "Label", "PseudoLabels", "Tally", "add_uncertainty", "generate"]
+__getattr__, __dir__, __all__ = face(
+    __name__,
+    {
+        "automatic": ["AutomaticMasks", "Tally"],
+        "store": ["Label", "PseudoLabels", "add_uncertainty", "generate"],
+    },
+)

@@ -1,7 +1,7 @@
 """SAM's automatic masks of one image (METHOD section 2): those of `SamAutomaticMaskGenerator`, with their logits kept.
 
 Three things make it several times faster and change results by rounding errors only: the prompts of an image share its
-embedding, the decoder is the faster one (`sumlib.attention`), and masks are painted only for prompts with an output whose predicted
+embedding, the decoder is the faster one (`sumlib.model.fast_decoder`), and masks are painted only for prompts with an output whose predicted
 IoU passes.
 """
 
@@ -11,9 +11,9 @@ from segment_anything.utils.amg import MaskData, batched_mask_to_box, build_poin
 from torch import Tensor
 from torchvision.ops import batched_nms
 
-from sumlib.attention import attend, mask_features, unfold
-from sumlib.config import PseudoLabelConfig
-from sumlib.model import Sum
+from sumlib.model.fast_decoder import attend, mask_features, unfold
+from sumlib.config.params import PseudoLabelConfig
+from sumlib.model.sum import Sum
 
 STEPS = ("candidates", "predicted_iou", "stability", "area", "nms")
 """What is counted: all outputs of all points, then those that passed each filter so far, in this order."""

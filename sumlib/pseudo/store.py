@@ -22,11 +22,11 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from sumlib.bar import with_bar
-from sumlib.config import PseudoLabelConfig
-from sumlib.data import Dataset, Sample
-from sumlib.masks import resized, rle_decode, rle_encode
-from sumlib.model import Sum
+from sumlib.base.progress import with_bar
+from sumlib.config.params import PseudoLabelConfig
+from sumlib.data.dataset import Dataset, Sample
+from sumlib.base.masks import resized, rle_decode, rle_encode
+from sumlib.model.sum import Sum
 from sumlib.pseudo.automatic import AutomaticMasks, Tally
 
 BLOCK = 16  # images in a row group, and in a part that a killed run does not repeat
@@ -38,7 +38,7 @@ SCHEMA = pa.schema([
 ])  # fmt: skip
 REFINED = SCHEMA.append(pa.field("refined_png", pa.binary()))
 Refine = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-"""`sumlib.refiner.refine` of a refiner: embeddings, logits, boxes and points of N masks -> refined logits."""
+"""`sumlib.refiner.module.refine` of a refiner: embeddings, logits, boxes and points of N masks -> refined logits."""
 
 
 # ---- 8-bit maps ------------------------------------------------------------------------------------------------------

@@ -1,0 +1,1 @@
+"""Studies that need models and the truth."""

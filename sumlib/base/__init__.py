@@ -1,0 +1,1 @@
+"""What knows nothing of segmentation models: paths, files, processes, progress bars, masks."""

@@ -1,0 +1,12 @@
+"""`params.yaml` as small frozen dataclasses."""
+
+from sumlib.base.lazy import face
+
+__getattr__, __dir__, __all__ = face(
+    __name__,
+    {
+        "params": ["Config", "load_config"],
+        "runs": ["RunConfig"],
+        "schema": ["ConfigError"],
+    },
+)

@@ -1,0 +1,1 @@
+"""Pictures of what `sumlib.report` computes; matplotlib only."""

@@ -1,0 +1,1 @@
+"""What SUM is compared with, one method a file."""

@@ -1,0 +1,311 @@
+"""Pre-training of the micro SAM, the foundation model that everything else starts from.
+
+As the real SAM it learns entities and parts, hardly groups, from labels whose outlines are systematically coarse
+(`sumlib.micro.world.coarse`), with points, boxes and mask prompts over several rounds, three outputs of which the best is
+trained, and an IoU head. Two auxiliary heads on the encoder speed this up and are thrown away afterwards: one matches
+pixel features with those of a query pixel (dense supervision), one paints the image back (as SAM's MAE initialisation,
+it keeps detail in the embedding that coarse labels alone would let go).
+
+    python -m sumlib.micro.pretrain --out artifacts/foundation     # resumable; writes sam.safetensors and log.jsonl
+"""
+
+import argparse
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from sumlib.model.checkpoint import save_sam
+from sumlib.micro.world import SIZE
+from sumlib.micro.gate import gate, normalise, stored_examples
+from sumlib.losses import focal_loss
+from sumlib.base.masks import jittered_boxes
+from sumlib.model.micro_sam import MICRO_DEPTHS, build_sam_micro
+from sumlib.model.sum import Sum
+from sumlib.base.parallel import average_gradients, together
+from sumlib.sampler import next_click, sample_point
+from sumlib.micro.scene_store import Batches, Store, make_store
+
+
+@dataclass(frozen=True)
+class FoundationConfig:
+    """How the shipped checkpoint was made."""
+
+    type: str = "micro"
+    """Architecture, one of the micro ones of `sumlib.model.micro_sam.MICRO_DEPTHS`."""
+    scenes: int = 20000
+    iterations: int = 2400
+    dense_only: float = 0.15
+    """Share of the iterations with the auxiliary heads alone."""
+    images: int = 16
+    """Per iteration, shared by the workers."""
+    prompts: int = 5
+    workers: int = 2
+    """Data-parallel processes of one thread each; a quarter faster here than two threads of one process."""
+    rounds: tuple[int, ...] = (2, 3, 3, 3, 6)
+    """Interactive rounds of the iterations, in turn."""
+    late: float = 0.67
+    """Share of the iterations after which `late_rounds` are used, and SAM's own loss comes in (`mask_loss`)."""
+    late_rounds: tuple[int, ...] = (3, 6, 6)
+    lr: float = 1.2e-3
+    finish: int = 500
+    """Iterations afterwards with `finish_rounds` and clicks as people make them (`human_clicks`), the rate rising to `finish_lr` once more."""
+    finish_rounds: tuple[int, ...] = (4, 7)
+    finish_lr: float = 4e-4
+    weight_decay: float = 0.05
+    seed: int = 0
+
+    @property
+    def steps(self) -> int:
+        return self.iterations + self.finish
+
+    def lr_at(self, step: int) -> float:
+        """Warm-ups at the start, where the interactive rounds begin and at the finish; a cosine before the finish and one in it."""
+        if step >= self.iterations:
+            done = step - self.iterations
+            return self.finish_lr * min(1.0, (done + 1) / 30) * max(0.01, 0.5 * (1 + math.cos(math.pi * done / self.finish)))
+        warm = min(1.0, (step + 1) / 100, (abs(step - int(self.dense_only * self.iterations)) + 10) / 60)
+        return self.lr * warm * max(0.01, 0.5 * (1 + math.cos(math.pi * step / self.iterations)))
+
+
+class DenseHeads(nn.Module):
+    """Auxiliary heads on the embedding (B, C, h, w): pixel features for query matching, and the image itself."""
+
+    def __init__(self, channels: int, features: int = 32):
+        super().__init__()
+        self.pixel = nn.Conv2d(channels, 2 * features * 16, 1)
+        self.query = nn.ModuleList([nn.Linear(features, features) for _ in range(2)])
+        self.bias = nn.Parameter(torch.full((2,), -1.0))
+        self.paint = nn.Conv2d(channels, 3 * 16, 1)
+
+    def forward(self, embedding: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
+        """``at`` (B, Q) flat pixel indices -> logits (2 levels, B, Q, H * W) and painted image (B, 3, H, W)."""
+        both = F.pixel_shuffle(self.pixel(embedding), 4).flatten(2).float().chunk(2, dim=1)  # 2 x (B, F, HW)
+        logits = []
+        for k, f in enumerate(both):
+            q = self.query[k](torch.gather(f.transpose(1, 2), 1, at[..., None].expand(-1, -1, f.shape[1])))
+            logits.append(q @ f * f.shape[1] ** -0.5 + self.bias[k])
+        return torch.stack(logits), F.pixel_shuffle(self.paint(embedding), 4)
+
+
+def mask_loss(logits: Tensor, target: Tensor, late: bool = False) -> Tensor:
+    """4 x binary cross-entropy + dice, (..., H * W) -> (...); if ``late``, 2 x binary cross-entropy + SAM's 20 x focal + dice.
+
+    Cross-entropy makes the sharp logits that SAM's stability filter needs, which focal loss alone does not at this scale; the
+    focal term then moves the model to where SAM's own training, and all fine-tuning, leaves it.
+    """
+    target = target.float()
+    bce = F.binary_cross_entropy_with_logits(logits, target, reduction="none").mean(-1)
+    p = logits.sigmoid()
+    dice = 1 - (2 * (p * target).sum(-1) + 1) / (p.sum(-1) + target.sum(-1) + 1)
+    if not late:
+        return 4 * bce + dice
+    rows = lambda m: m.flatten(0, -2)[:, None]  # noqa: E731  (N, 1, HW)
+    return 2 * bce + 20 * focal_loss(rows(logits), rows(target)).view_as(bce) + dice
+
+
+def human_clicks(
+    target: Tensor, exact: Tensor, prediction: Tensor, by_eye: Tensor, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """The next click as people make it: half of them in the middle of the largest error (`sampler.next_click`), half anywhere in
+    the error; and where ``by_eye``, the error is against the object one sees, not against its label.
+
+    A label that is a pixel too wide makes a click on its rim contradict the label, and a model that never saw one is thrown off
+    by it. (The real SAM's clicks are far finer than its labels' errors, here both are a pixel.)
+
+    Args: ``target``, ``exact``, ``prediction`` (N, H, W) bool, ``by_eye`` (N,) bool. Returns points (N, 2) long (x, y) and labels (N,)
+    long: 1 foreground, 0 background, -1 where nothing is wrong.
+    """
+    truth = torch.where(by_eye[:, None, None], exact, target)
+    point, found = sample_point(truth != prediction, generator=generator)
+    middle, _ = next_click(truth, prediction)
+    point = torch.where((torch.rand(len(truth), generator=generator) < 0.5)[:, None], middle, point)
+    label = truth[torch.arange(len(truth)), point[:, 1], point[:, 0]].long()
+    return point, torch.where(found, label, -1)
+
+
+def dense_loss(model: Sum, heads: DenseHeads, embedding: Tensor, batch: dict, generator: torch.Generator, queries: int = 24) -> Tensor:
+    """Supervise the encoder alone: which pixels share the part and the entity of a query pixel, and the image."""
+    exact, where, level = batch["exact"].flatten(1), batch["image"], batch["level"]
+    b, k = len(batch["images"]), len(where) // len(batch["images"])
+    region = exact.view(b, k, -1)
+    per = max(1, queries // k)
+    at = torch.multinomial(region.flatten(0, 1).float(), per, replacement=True, generator=generator).view(b, k * per)
+    logits, painted = heads(embedding, at)
+    target = batch["all"].flatten(2)[where, batch["mask"]].view(b, k, 1, -1).expand(-1, -1, per, -1).reshape(b, k * per, -1)
+    chosen = torch.where((level.view(b, k, 1).expand(-1, -1, per).reshape(b, -1) == 3)[..., None], logits[0], logits[1])
+    image = (batch["images"].permute(0, 3, 1, 2).float() / 255 - 0.5) * 4
+    weight = (level != 1).float().view(b, k, 1).expand(-1, -1, per).reshape(b, -1)
+    return (mask_loss(chosen, target) * weight).mean() + F.l1_loss(painted.float(), image)
+
+
+def interactive_loss(
+    model: Sum, embedding: Tensor, batch: dict, rounds: int, generator: torch.Generator, bf16: bool, late: bool = False, finish: bool = False
+) -> float:
+    """SAM's interactive training against the coarse masks; back-propagates round by round into ``embedding``'s gradient.
+
+    ``late`` has SAM's focal term (`mask_loss`), ``finish`` the `human_clicks`.
+    """
+    where, target = batch["image"], batch["all"][batch["image"], batch["mask"]]  # (N, H, W)
+    n, flat = len(target), target.flatten(1)
+    candidates = batch["all"].flatten(2)[where].float()  # (N, M, HW) every mask of the prompt's image
+    boxed = (torch.rand(n, generator=generator) < 0.25) | (batch["level"] == 1)
+    background = (torch.rand(n, generator=generator) < 0.06) & ~boxed
+    empty = ~batch["all"].any(1)[where]
+    background &= empty.flatten(1).any(1)
+    region = torch.where(background[:, None, None], empty, target & batch["exact"])
+    region = torch.where(region.flatten(1).any(1)[:, None, None], region, target)
+    points, _ = sample_point(region, generator=generator)
+    box = jittered_boxes(target, generator)
+    # A box prompt is given as its two corner tokens (labels 2, 3), which lets boxes and points share one batch.
+    corners = box.view(n, 2, 2)
+    xy = torch.where(boxed[:, None, None], corners, torch.stack([points.float(), torch.zeros(n, 2)], 1))
+    label = torch.where(boxed[:, None], torch.tensor([[2, 3]]), torch.tensor([[1, -1]]))
+    by_eye = torch.rand(n, generator=generator) < 0.5 if finish else torch.zeros(n, dtype=torch.bool)
+    keep, mask_input, total = (~background).float(), None, 0.0
+    for step in range(rounds):
+        detached = embedding.detach().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            logits, score = model.decode_codes(detached[where], xy, label, mask_inputs=mask_input)
+        logits, score = logits.float().flatten(2), score.float()
+        each = mask_loss(logits, flat[:, None].expand_as(logits), late)  # (N, 4)
+        with torch.no_grad():
+            on = (logits > 0).float()
+            overlap = on @ candidates.transpose(1, 2)
+            iou_all = (overlap / (on.sum(-1)[..., None] + candidates.sum(-1)[:, None] - overlap).clamp(min=1)).amax(-1)
+            iou_all = iou_all * keep[:, None]  # a click on the background asks for no mask, however well one is painted
+        if step == 0:
+            best, column = each[:, 1:].min(1)
+            loss = (keep * (best + 0.25 * each[:, 0])).mean() + F.mse_loss(score, iou_all)
+            chosen = logits[torch.arange(n), column + 1]
+        else:
+            loss = (keep * each[:, 0]).mean() + F.mse_loss(score[:, 0], iou_all[:, 0])
+            chosen = logits[:, 0]
+        loss.backward()
+        embedding.grad = detached.grad if embedding.grad is None else embedding.grad + detached.grad
+        total += loss.item() / rounds
+        if step + 1 < rounds:
+            mask_input = chosen.detach().view(n, 1, SIZE, SIZE)
+            shown = mask_input[:, 0] > 0
+            if finish:
+                new, code = human_clicks(target, batch["exact"], shown, by_eye, generator)
+            else:
+                new, found = sample_point(shown != target, generator=generator)
+                code = torch.where(found, target[torch.arange(n), new[:, 1], new[:, 0]].long(), -1)
+            xy = torch.cat([xy, new[:, None].float()], 1)
+            label = torch.cat([label, code[:, None]], 1)
+    return total
+
+
+class Pretraining:
+    """The state of one pre-training, saved as a whole so that it resumes to the same result."""
+
+    def __init__(self, config: FoundationConfig, rank: int, bf16: bool):
+        torch.manual_seed(config.seed)  # initialisation of segment-anything's modules draws from the global generator
+        self.config, self.rank, self.bf16, self.step = config, rank, bf16, 0
+        self.model = Sum(build_sam_micro(depth=MICRO_DEPTHS[config.type]))
+        self.heads = DenseHeads(self.model.sam.prompt_encoder.embed_dim)
+        decay = [p for p in self.parameters() if p.dim() > 1]
+        other = [p for p in self.parameters() if p.dim() <= 1]
+        self.optimiser = torch.optim.AdamW([{"params": decay, "weight_decay": config.weight_decay}, {"params": other, "weight_decay": 0.0}],
+                                           lr=config.lr, betas=(0.9, 0.98))  # fmt: skip
+
+    def parameters(self) -> list[nn.Parameter]:
+        return [*self.model.sam.parameters(), *self.heads.parameters()]
+
+    def save(self, path: Path) -> None:
+        state = {"step": self.step, "model": self.model.state_dict(), "heads": self.heads.state_dict(), "optimiser": self.optimiser.state_dict()}
+        torch.save(state, path.with_suffix(".tmp"))
+        path.with_suffix(".tmp").rename(path)
+
+    def load(self, path: Path) -> None:
+        state = torch.load(path, weights_only=True)
+        self.step = state["step"]
+        self.model.load_state_dict(state["model"])
+        self.heads.load_state_dict(state["heads"])
+        self.optimiser.load_state_dict(state["optimiser"])
+
+    def side_loss(self, embedding: Tensor, batch: dict, generator: torch.Generator) -> Tensor:
+        """What the encoder is taught beside the masks, alone at first."""
+        return dense_loss(self.model, self.heads, embedding, batch, generator)
+
+    def iterate(self, store: Store) -> float:
+        """One iteration; its randomness depends on the seed and the step alone."""
+        c = self.config
+        for group in self.optimiser.param_groups:
+            group["lr"] = c.lr_at(self.step)
+        seed = (c.seed * 1_000_003 + self.step) * c.workers + self.rank
+        generator = torch.Generator().manual_seed(seed)
+        dense = self.step < int(c.dense_only * c.iterations)
+        batch = Batches(store, seed).draw(c.images // c.workers * (2 if dense else 1), c.prompts)
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
+            embedding = self.model.encode(normalise(self.model, batch["images"])).float()
+        leaf = embedding.detach().requires_grad_()
+        loss = self.side_loss(leaf, batch, generator)
+        (loss if dense else 0.5 * loss).backward()
+        value = loss.item()
+        if not dense:
+            late, finish = self.step >= c.late * c.iterations, self.step >= c.iterations
+            turns = c.finish_rounds if finish else c.late_rounds if late else c.rounds
+            value = interactive_loss(self.model, leaf, batch, turns[self.step % len(turns)], generator, self.bf16, late, finish)
+        embedding.backward(leaf.grad)
+        average_gradients(self.parameters())
+        torch.nn.utils.clip_grad_norm_(self.parameters(), 1.0)
+        self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)
+        self.step += 1
+        return value
+
+
+def _worker(rank: int, make: Callable[[int], Pretraining], out: Path, store: Store, held_out: Store, every: int) -> None:
+    state = make(rank)
+    config = state.config
+    if (out / "last.pt").exists():
+        state.load(out / "last.pt")
+    losses, started = [], time.time()
+    for _ in tqdm(range(state.step, config.steps), initial=state.step, total=config.steps, mininterval=30, disable=rank > 0):
+        losses.append(state.iterate(store))
+        if state.step % every and state.step < config.steps:
+            continue
+        if rank == 0:
+            row = {"step": state.step, "seconds": round(time.time() - started), "loss": round(float(np.mean(losses)), 4)}
+            row |= {k: [round(x, 1) for x in v] for k, v in gate(state.model, stored_examples(held_out, len(held_out.images))).items()}
+            with open(out / "log.jsonl", "a") as log:
+                log.write(json.dumps(row) + "\n")
+            state.save(out / "last.pt")
+        losses = []
+
+
+def pretrain(
+    config: FoundationConfig, out: Path, *, bf16: bool = True, every: int = 250, held_out: int = 60, kind: Callable[..., Pretraining] = Pretraining,
+) -> Sum:  # fmt: skip
+    """Train, or resume, in ``config.workers`` processes; keeps the last state and a log of the gate, on ``held_out`` scenes, in ``out``.
+
+    ``kind(config, rank, bf16)`` makes each worker's state.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    store, others = make_store(config.scenes, seed=config.seed + 1), make_store(held_out, seed=config.seed + 999)
+    make = partial(kind, config, bf16=bf16)
+    together(_worker, config.workers, make, out, store, others, every)
+    state = make(0)
+    state.load(out / "last.pt")
+    return state.model
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--iterations", type=int, default=FoundationConfig.iterations)
+    arguments = parser.parse_args()
+    settings = FoundationConfig(iterations=arguments.iterations)
+    trained = pretrain(settings, arguments.out)
+    save_sam(arguments.out / "sam.safetensors", trained.sam, {"model_type": "micro", "made_by": "python -m sumlib.micro.pretrain", "config": asdict(settings)})

@@ -1,0 +1,1 @@
+"""DVC stages: notebooks as steps, code hashes, several stages at a time."""

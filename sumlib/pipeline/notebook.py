@@ -1,0 +1,286 @@
+"""Notebooks as pipeline steps: their code as a stable file, their execution as a stable notebook.
+
+    python -m sumlib.pipeline.notebook code                                         -> artifacts/notebooks/code/NAME.py of every notebook
+    python -m sumlib.pipeline.notebook run NAME [-p KEY VALUE ...] --output PATH    -> the executed notebook
+
+DVC stages depend on their notebook's code file, which also holds the hashes of the modules of sumlib that the notebook uses, and
+of no others: saving outputs or rewriting prose in Jupyter, or changing another method's module, leaves it as it is. (Naming every
+module in every stage of dvc.yaml would do the same, with a dvc.lock so long that DVC spends seconds a stage on it.)
+Executed notebooks are normalised, so that identical runs give identical files.
+"""
+
+import argparse
+import ast
+import contextlib
+import hashlib
+import json
+import os
+import re
+import sys
+from pathlib import Path
+
+from sumlib.base.paths import ARTIFACTS, NOTEBOOKS, PARAMS, ROOT
+
+CODE = ARTIFACTS / "notebooks" / "code"
+KERNEL_ENV = {
+    "TQDM_DISABLE": "1",  # progress bars would make every executed notebook different
+    "PYTHONHASHSEED": "0",  # the order of a printed set too
+    "OMP_NUM_THREADS": "1",  # sums do not depend on the number of cores then; what is worth several cores is done in processes (sumlib/base/parallel.py)
+    "MALLOC_MMAP_MAX_": "0",  # glibc keeps freed memory: page faults dominate small-model training
+    "MALLOC_TRIM_THRESHOLD_": "4294967296",
+}
+NOISE = (  # what differs between two runs of the same code, in text outputs
+    (re.compile(r"\S*/ipykernel_\d+/\d+\.py"), "<cell>"),
+    (re.compile(r"\b0x[0-9a-f]{6,}\b"), "0x0"),
+)
+
+
+class NotebookError(RuntimeError):
+    """A notebook that cannot be read or whose execution failed; the message says which and where to look."""
+
+
+def notebook_path(name: str, folder: Path = NOTEBOOKS) -> Path:
+    """Path of the notebook `name`; NotebookError with the known names if there is none."""
+    path = folder / f"{name}.ipynb"
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in folder.glob("*.ipynb"))) or "none"
+        raise NotebookError(f"no notebook {name!r} in {folder.name}/; it has: {known}")
+    return path
+
+
+def read_cells(path: Path) -> list[dict]:
+    """Cells of a notebook file as JSON objects, `source` joined to one text."""
+    try:
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        return [cell | {"source": "".join(cell["source"])} for cell in cells]
+    except (ValueError, KeyError, TypeError) as error:
+        raise NotebookError(f"{path.name} is not a notebook ({error}); restore it with git") from None
+
+
+def code_of(path: Path) -> str:
+    """The code cells of a notebook, without trailing blanks, empty cells, outputs, prose and metadata."""
+    sources = (cell["source"] for cell in read_cells(path) if cell["cell_type"] == "code")
+    cells = ["\n".join(line.rstrip() for line in source.strip().splitlines()) for source in sources]
+    return "\n\n".join(f"# %%\n{cell}" for cell in cells if cell) + "\n"
+
+
+def code_and_modules(path: Path, root: Path = ROOT) -> str:
+    """`code_of` a notebook, then a comment for each file of sumlib that it uses with the MD5 of its bytes."""
+    code = code_of(path)
+    used = [f"# {file.as_posix()} {hashlib.md5((root / file).read_bytes()).hexdigest()}" for file in modules_used(code, root)]
+    return "\n".join([code, "# %% uses", *used]) + "\n"
+
+
+def write_code(folder: Path = NOTEBOOKS, output: Path = CODE) -> list[Path]:
+    """Write `artifacts/notebooks/code/<name>.py` of every notebook and return their paths."""
+    paths = []
+    for notebook in sorted(folder.glob("*.ipynb")):
+        paths.append(output / f"{notebook.stem}.py")
+        _write(paths[-1], code_and_modules(notebook))
+    return paths
+
+
+# ---- execution -------------------------------------------------------------------------------------------------------
+
+
+def run(name: str, parameters: dict, output: Path, folder: Path = NOTEBOOKS) -> None:
+    """Execute a notebook from the repository root and write it, normalised, to `output`.
+
+    Nothing is written to `output` before the run has succeeded; a failed notebook stays beside it as
+    `<stem>.partial.ipynb`. Raises NotebookError.
+    """
+    sys.modules.setdefault("rfc3987_syntax", None)  # jsonschema does without it, and importing it takes longer than all the rest of papermill
+    import papermill  # a second of import that `code` does not need
+
+    source = notebook_path(name, folder)
+    _check_parameters(source, parameters)
+    _check_profile()
+    output.parent.mkdir(parents=True, exist_ok=True)
+    partial = output.with_name(output.stem + ".partial.ipynb")
+    for key, value in KERNEL_ENV.items():
+        os.environ.setdefault(key, value)
+    try:
+        papermill.execute_notebook(
+            source, _plain(partial), parameters, kernel_name="python3", progress_bar=False, cwd=ROOT,
+            stdout_file=sys.stdout, stderr_file=sys.stderr,
+            shutdown_kernel="immediate" if "DVC_STAGE" in os.environ else "graceful",  # saves 3 s a stage; the smoke profile cleans up at exit
+        )
+    except papermill.PapermillExecutionError as error:
+        what = f"cell [{error.exec_count}] of {source.name}: {error.ename}: {error.evalue}"
+        raise NotebookError(f"{what}\nSee {_shown(partial)}") from None
+    except RuntimeError as error:  # the kernel died
+        raise NotebookError(f"{source.name}: {error}\nSee {_shown(partial)}") from None
+    _write(output, normalise(partial.read_text(encoding="utf-8")))
+    partial.unlink()
+
+
+def normalise(text: str) -> str:
+    """An executed notebook without what differs from run to run or from machine to machine."""
+    notebook = json.loads(text)
+    for index, cell in enumerate(notebook["cells"]):
+        cell["id"] = f"cell-{index:02d}"
+        tags = cell.get("metadata", {}).get("tags")
+        cell["metadata"] = {"tags": tags} if tags else {}
+        if cell["cell_type"] == "code":
+            cell["outputs"] = [_clean(output) for output in _merge_streams(cell["outputs"])]
+    notebook["metadata"] = {
+        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+        "language_info": {"name": "python"},
+    }
+    return json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
+
+
+def _merge_streams(outputs: list[dict]) -> list[dict]:
+    """Outputs with all text of a stream in its first one: how it is cut into messages depends on timing."""
+    merged, streams = [], {}
+    for output in outputs:
+        if output["output_type"] != "stream":
+            merged.append(output)
+        elif output["name"] in streams:
+            streams[output["name"]]["text"] += "".join(output["text"])
+        else:
+            streams[output["name"]] = output | {"text": "".join(output["text"])}
+            merged.append(streams[output["name"]])
+    return merged
+
+
+def _clean(value):
+    """`value` with machine paths and addresses replaced in every text; encoded images stay as they are."""
+    if isinstance(value, dict):
+        return {key: item if key.startswith(("image/p", "image/j")) else _clean(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_clean(item) for item in value]
+    if not isinstance(value, str):
+        return value
+    for folder, shown in ((ROOT, "."), (Path(sys.prefix), "<env>"), (Path.home(), "~")):
+        value = re.sub(re.escape(str(folder)) + r"(?![\w.-])", shown, value) if folder != folder.parent else value
+    for pattern, shown in NOISE:
+        value = pattern.sub(shown, value)
+    return value
+
+
+def _check_parameters(path: Path, parameters: dict) -> None:
+    """Every parameter must be set in the cell tagged `parameters`: papermill would only warn."""
+    tagged = [cell for cell in read_cells(path) if "parameters" in cell["metadata"].get("tags", [])]
+    tree = ast.parse("\n".join(cell["source"] for cell in tagged))
+    known = [target.id for node in tree.body if isinstance(node, ast.Assign) for target in node.targets]
+    known += [node.target.id for node in tree.body if isinstance(node, ast.AnnAssign)]
+    for key in parameters:
+        if key not in known:
+            raise NotebookError(f"{path.name} has no parameter {key!r}; it has: {', '.join(known) or 'none'}")
+
+
+def _check_profile() -> None:
+    """In a DVC stage the profile is the one of params.yaml: DVC does not see SUM_PROFILE and would cache a lie."""
+    if "DVC_STAGE" in os.environ and os.environ.get("SUM_PROFILE"):
+        raise NotebookError(f"SUM_PROFILE is set; unset it and choose `profile:` in {PARAMS.name} for `dvc repro`")
+
+
+# ---- dependencies ----------------------------------------------------------------------------------------------------
+
+
+def modules_used(code: str, root: Path = ROOT) -> list[Path]:
+    """Files of sumlib that `code` imports, directly or through others, relative to `root`, sorted.
+
+    Packages count with their `__init__.py`, unless it holds no statement but its docstring and constants.
+    """
+    found, queue = set(), list(imported_modules(code, root))
+    while queue:
+        path = queue.pop()
+        if path not in found:
+            found.add(path)
+            queue += imported_modules((root / path).read_text(encoding="utf-8"), root, path)
+    return sorted(path for path in found if path.name != "__init__.py" or not _is_plain((root / path).read_text()))
+
+
+def imported_modules(code: str, root: Path = ROOT, path: Path | None = None) -> set[Path]:
+    """Files of sumlib that `code` (of the module `path`) imports itself, relative to `root`."""
+    lines = ("" if line.lstrip().startswith(("%", "!")) else line for line in code.splitlines())  # IPython magics
+    package = list(path.with_suffix("").parts[:-1]) if path else []
+    found = set()
+    for node in _runtime_nodes(ast.parse("\n".join(lines))):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            base = ".".join([*base, *filter(None, [node.module])])
+            names = [base, *(f"{base}.{alias.name}" for alias in node.names)]
+        else:
+            continue
+        for name in names:
+            found |= _files(name, root)
+    return found
+
+
+def _files(name: str, root: Path) -> set[Path]:
+    """Files that are run by importing the dotted `name` of sumlib: the module and its parent packages."""
+    parts = name.split(".") if name.split(".")[0] == "sumlib" else []
+    paths = [Path(*parts[:end]) for end in range(1, len(parts) + 1)]
+    files = [file for path in paths for file in (path.with_suffix(".py"), path / "__init__.py")]
+    return {file for file in files if (root / file).is_file()}
+
+
+def _runtime_nodes(tree: ast.AST):
+    """All nodes of a tree, except what stands under `if TYPE_CHECKING:`."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            continue
+        yield node
+        yield from _runtime_nodes(node)
+
+
+def _is_plain(code: str) -> bool:
+    """Whether a module has a docstring and constants only."""
+    return all(isinstance(getattr(node, "value", None), ast.Constant) for node in ast.parse(code).body)
+
+
+# ---- helpers and command line ----------------------------------------------------------------------------------------
+
+
+def _write(path: Path, text: str) -> None:
+    """Write `path` as a whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8", newline="\n")
+    os.replace(temporary, path)
+
+
+def _plain(path: Path) -> str:
+    """`path` for papermill, which takes braces for placeholders."""
+    return str(path).replace("{", "{{").replace("}", "}}")
+
+
+def _shown(path: Path) -> str:
+    """`path` relative to the repository where it lies inside."""
+    return str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)
+
+
+def _literal(text: str):
+    """A command-line value as Python literal (number, True, None), else as it stands."""
+    with contextlib.suppress(ValueError, SyntaxError):
+        return ast.literal_eval(text)
+    return text
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m sumlib.pipeline.notebook", description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("code", help="write the code files of all notebooks")
+    commands.add_parser("run", help="execute a notebook").add_argument("name", help="notebook, without folder and .ipynb")
+    commands.choices["run"].add_argument("-p", nargs=2, action="append", default=[], metavar=("KEY", "VALUE"))
+    commands.choices["run"].add_argument("--output", type=Path, required=True)
+    options = parser.parse_args(arguments)
+    try:
+        if options.command == "code":
+            write_code()
+        else:
+            run(options.name, {key: _literal(value) for key, value in options.p}, ROOT / options.output)
+    except NotebookError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

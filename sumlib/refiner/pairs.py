@@ -1,0 +1,125 @@
+"""Training pairs of the mask-refinement module: one of SAM's masks, and the human mask that it should have been (METHOD section 3).
+
+"Frame" is the model's input frame of S x S pixels.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from segment_anything.utils.amg import calculate_stability_score
+from torch import Tensor
+
+from sumlib.config.params import RefineConfig
+from sumlib.data.dataset import Sample
+from sumlib.base.masks import framed, mask_box, resized
+from sumlib.metrics import mask_iou
+from sumlib.model.sum import Sum
+from sumlib.sampler import sample_point
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """N of SAM's masks, each with the human mask it should have been."""
+
+    image: Tensor
+    """(N,) index of the image."""
+    logits: Tensor
+    """(N, 4h, 4w) SAM's low-resolution logits."""
+    boxes: Tensor
+    """(N, 4) XYXY boxes of SAM's masks in the frame."""
+    points: Tensor
+    """(N, 2) x, y of the prompts in the frame."""
+    target: Tensor
+    """(N, S, S) bool, human masks."""
+    masks: Tensor
+    """(N, S, S) bool, SAM's masks."""
+
+    def __len__(self) -> int:
+        return len(self.image)
+
+    def __getitem__(self, rows) -> "Pairs":
+        return Pairs(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))
+
+
+@torch.no_grad()
+def make_pairs(
+    model: Sum, embeddings: Tensor, image: Tensor, target: Tensor, config: RefineConfig, *, generator: torch.Generator,
+    inside: Tensor | None = None,
+) -> Pairs:  # fmt: skip
+    """SAM's best mask for one random point of each human mask, where it is good enough to be a pseudo-label.
+
+    ``embeddings`` (B, C, h, w), ``image`` (N,) index into them, ``target`` (N, S, S) bool, not empty, ``inside`` (N, S, S) bool the
+    frame without padding. Of the three outputs the one that agrees best with the human mask is taken; the pair is kept if
+    their IoU is at least ``config.min_iou`` and the mask passes the predicted-IoU and stability filters.
+    """
+    size, rows = target.shape[-1], torch.arange(len(target))
+    points, _ = sample_point(target, generator=generator)
+    xy, codes = torch.stack([points.float(), torch.zeros(len(points), 2)], 1), torch.tensor([[1, -1]]).expand(len(points), -1)
+    low, score = model.decode_codes(embeddings[image], xy, codes)
+    low, score = low[:, 1:].float(), score[:, 1:].float()  # the three outputs
+    full = resized(low, (size, size))
+    if inside is not None:
+        full = full.masked_fill(~inside[:, None], -math.inf)
+    iou = torch.stack([mask_iou(full[:, k] > 0, target) for k in range(3)], 1)
+    best = iou.argmax(1)
+    stability = calculate_stability_score(full[rows, best], 0.0, config.stability_offset)
+    masks = full[rows, best] > 0
+    keep = (iou[rows, best] >= config.min_iou) & (score[rows, best] >= config.pred_iou_thresh)
+    keep &= (stability >= config.stability_thresh) & masks.flatten(1).any(1)
+    return Pairs(image, low[rows, best], mask_box(masks), points.float(), target, masks)[keep]
+
+
+class HumanImages:
+    """Human-annotated images by number; what fits into ``memory`` bytes is read and encoded once, the rest on every access.
+
+    ``make`` makes the training pairs, with the arguments of `make_pairs`. ``read`` lists which images were encoded together and kept: the last
+    bits of an embedding depend on that, so who resumes a training has them encoded in the same way (`get` of each).
+    """
+
+    def __init__(self, model: Sum, samples: Sequence[Sample], memory: int = 2**30, make: Callable[..., Pairs] = make_pairs):
+        self.model, self.samples, self.left, self.kept, self.make = model, samples, memory, {}, make
+        self.read: list[list[int]] = []
+
+    @torch.no_grad()
+    def get(self, numbers: Sequence[int]) -> tuple[Tensor, list[Tensor], Tensor]:
+        """Embeddings (B, C, h, w), each image's masks (M, S, S) bool and the frame without padding (B, S, S) bool."""
+        missing = [number for number in dict.fromkeys(numbers) if number not in self.kept]
+        fresh, model, kept = {}, self.model, len(self.kept)
+        if missing:
+            samples = [self.samples[number] for number in missing]
+            embeddings = model.encode(torch.stack([model.preprocess(sample.image) for sample in samples])).float()
+            for number, sample, embedding in zip(missing, samples, embeddings):
+                fresh[number] = (embedding.clone(), *self._framed(sample))
+        for number, item in fresh.items():
+            cost = sum(part.numel() * part.element_size() for part in item)
+            if cost <= self.left:
+                self.kept[number], self.left = item, self.left - cost
+        if len(self.kept) > kept:
+            self.read.append(missing)
+        items = [self.kept.get(number) or fresh[number] for number in numbers]
+        return torch.stack([item[0] for item in items]), [item[1] for item in items], torch.stack([item[2] for item in items])
+
+    def _framed(self, sample: Sample) -> tuple[Tensor, Tensor]:
+        side = self.model.sam.image_encoder.img_size
+        masks = framed(sample.masks, side) > 0.5
+        return masks[masks.flatten(1).any(1)], framed(np.ones_like(sample.masks[:1]), side)[0] > 0.5
+
+    def pairs(self, numbers: Sequence[int], per_image: int, config: RefineConfig, generator: torch.Generator) -> tuple[Tensor, Pairs]:
+        """Embeddings and pairs of ``per_image`` random masks of each image, without repeats as far as they go."""
+        embeddings, masks, inside = self.get(numbers)
+        image, target = [], []
+        for b, each in enumerate(masks):
+            times = -(-per_image // len(each)) if len(each) else 0
+            chosen = [torch.randperm(len(each), generator=generator) for _ in range(times)]
+            rows = torch.cat([torch.zeros(0, dtype=torch.long), *chosen])[:per_image]
+            image.append(torch.full((len(rows),), b))
+            target.append(each[rows])
+        image = torch.cat(image)
+        return embeddings, self.make(self.model, embeddings, image, torch.cat(target), config, generator=generator, inside=inside[image])
+
+    def pixels(self, numbers: Sequence[int]) -> Tensor:
+        """The images (B, 3, S, S) as the encoder takes them."""
+        return torch.stack([self.model.preprocess(self.samples[number].image) for number in numbers])

@@ -1,0 +1,1 @@
+"""Tables, intervals and claims from per-mask results; pandas only."""

@@ -1,0 +1,120 @@
+"""What a fine-tuning iteration draws: images with some of their masks, human ones or pseudo-labels (METHOD sections 5 and 6)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sumlib.config.params import Config
+from sumlib.data.dataset import Dataset
+from sumlib.data.registry import open_dataset
+from sumlib.base.masks import framed
+from sumlib.model.sum import Sum
+from sumlib.pseudo.store import PseudoLabels
+from sumlib.config.runs import RunConfig
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B images and N prompts' targets in the model's input frame of S x S pixels."""
+
+    pixels: Tensor
+    """(B, 3, S, S) float32, normalised and padded."""
+    image: Tensor
+    """(N,) index of each target's image."""
+    target: Tensor
+    """(N, S, S) bool."""
+    certainty: Tensor
+    """(N, S, S) float32 in [0, 1]; one for human masks."""
+    backup: Tensor
+    """(N, 2) x, y of the point that made the pseudo-label; -1 for human masks."""
+    task: Tensor
+    """(N,) task ids."""
+
+    def to(self, device: torch.device) -> "Batch":
+        return Batch(*(getattr(self, field.name).to(device) for field in fields(self)))
+
+
+class Source(Protocol):
+    """Draws one image with ``prompts`` of its masks, with replacement if it has fewer."""
+
+    def draw(self, model: Sum, prompts: int, generator: torch.Generator) -> Batch: ...
+
+
+def _choose(weights: Tensor, prompts: int, generator: torch.Generator) -> np.ndarray:
+    """``prompts`` indices drawn with probability ``weights`` (M,): without repeats as far as they go."""
+    count = len(weights)
+    rounds = [torch.multinomial(weights, count, generator=generator) for _ in range(-(-prompts // count))]
+    return torch.cat(rounds)[:prompts].numpy()
+
+
+class HumanSource:
+    """Images of human-annotated sets, each equally likely (METHOD section 6)."""
+
+    def __init__(self, datasets: Sequence[Dataset]):
+        self.datasets = [d.good() for d in datasets]
+        self.starts = np.cumsum([0, *(len(d) for d in self.datasets)])
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def draw(self, model: Sum, prompts: int, generator: torch.Generator) -> Batch:
+        index = int(torch.randint(len(self), (), generator=generator))
+        which = int(np.searchsorted(self.starts, index, side="right")) - 1
+        sample = self.datasets[which][index - self.starts[which]]
+        masks = sample.masks[_choose(torch.ones(len(sample.masks)), prompts, generator)]
+        target = framed(masks, model.sam.image_encoder.img_size) > 0.5
+        return Batch(model.preprocess(sample.image)[None].cpu(), torch.zeros(prompts, dtype=torch.long), target,
+                     torch.ones(target.shape), torch.full((prompts, 2), -1.0), torch.full((prompts,), sample.task))  # fmt: skip
+
+
+class PseudoSource:
+    """Unlabeled images with SAM's masks, or the refined ones, and their certainty (METHOD sections 2 and 3).
+
+    A mask is drawn with probability 1 / area. SA-1B has a hundred masks an image, most of them small; where SAM finds only a
+    handful, drawing them evenly would show the model mostly whole objects.
+    """
+
+    def __init__(self, images: Dataset, labels: PseudoLabels, kind: str):
+        numbers = {name: i for i, name in enumerate(images.names)}
+        self.images, self.labels, self.kind = images, labels, kind
+        usable = [name for name in labels.images if kind == "sam" or labels[name].refined.any()]
+        self.numbers = [numbers[name] for name in usable]
+        if len(usable) < len(labels.images):
+            print(f"{images.name}: {len(labels.images) - len(usable)} images are left out, all their refined masks are empty")
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def draw(self, model: Sum, prompts: int, generator: torch.Generator) -> Batch:
+        sample = self.images[self.numbers[int(torch.randint(len(self), (), generator=generator))]]
+        label = self.labels[sample.name]
+        masks = label.masks if self.kind == "sam" else label.refined
+        area = masks.sum((1, 2))
+        usable = np.flatnonzero(area)
+        chosen = usable[_choose(torch.from_numpy(1 / area[usable]), prompts, generator)]
+        side = model.sam.image_encoder.img_size
+        target = framed(masks[chosen], side) > 0.5
+        backup = model.to_input_frame(torch.from_numpy(label.points[chosen]).float(), sample.image.shape[:2])
+        return Batch(model.preprocess(sample.image)[None].cpu(), torch.zeros(prompts, dtype=torch.long), target,
+                     framed(label.certainty[chosen], side), backup, torch.zeros(prompts, dtype=torch.long))  # fmt: skip
+
+
+def collate(parts: Sequence[Batch]) -> Batch:
+    """One batch of several images."""
+    image = torch.cat([part.image + b for b, part in enumerate(parts)])
+    return Batch(image=image, **{name: torch.cat([getattr(part, name) for part in parts])
+                                 for name in ("pixels", "target", "certainty", "backup", "task")})  # fmt: skip
+
+
+def open_sources(config: Config, run: RunConfig, labels: Path | None) -> tuple[HumanSource, PseudoSource | None]:
+    """The data of a run; ``labels`` is the Parquet file of its pseudo-labels."""
+    human = HumanSource([open_dataset(name, config.data_root) for name in config.data.human[run.budget]])
+    if not run.unlabeled:
+        return human, None
+    images = open_dataset(config.data.unlabeled, config.data_root)
+    return human, PseudoSource(images, PseudoLabels(labels, certainty="confidence" if run.uncertainty == "confidence" else "refinement"), run.labels)
