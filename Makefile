@@ -2,6 +2,7 @@
 # make repro  everything: data, models, tables, figures (environment included); two stages at a time, JOBS=4: four
 # make test   all tests and notebooks in small (environment included)
 # make lab    JupyterLab
+# make lint   ruff and the order of imports
 # make lock   renew requirements.lock from pyproject.toml (needs network)
 # make clean  remove the environment and what the tests leave; keeps data/, artifacts/ and DVC's cache
 
@@ -17,7 +18,7 @@ export MALLOC_MMAP_MAX_ := 0
 export MALLOC_TRIM_THRESHOLD_ := 4294967296
 
 .DEFAULT_GOAL := env
-.PHONY: env repro test lab lock clean
+.PHONY: env repro test lint lab lock clean
 
 env: $(STAMP)
 
@@ -46,6 +47,9 @@ repro: env
 test: export OMP_NUM_THREADS := 1
 test: env
 	$(IN_ENV) python -m pytest -n 2 --dist loadfile --nbval --nbval-current-env
+
+lint: env
+	$(IN_ENV) ruff check && $(IN_ENV) ruff format --check && $(IN_ENV) lint-imports --no-logo
 
 lab: env
 	$(IN_ENV) jupyter lab

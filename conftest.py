@@ -25,11 +25,20 @@ def pytest_configure(config):
 def pytest_sessionfinish(session):
     """Fail where a test or a notebook wrote into results/: only `dvc repro` may."""
     before, after = session.config.results_before, _state()
-    changed = sorted(str(path) for path in before.keys() | after.keys() if before.get(path) != after.get(path))
+    changed = sorted(
+        str(path) for path in before.keys() | after.keys() if before.get(path) != after.get(path)
+    )
     if changed and not hasattr(session.config, "workerinput"):
-        pytest.exit(f"the tests changed results/: {', '.join(changed)}; restore with `git checkout results`", returncode=1)
+        pytest.exit(
+            f"the tests changed results/: {', '.join(changed)}; restore with `git checkout results`",
+            returncode=1,
+        )
 
 
 def _state() -> dict[Path, int]:
     """Time of change in ns of every file in results/."""
-    return {path.relative_to(RESULTS.parent): path.stat().st_mtime_ns for path in RESULTS.rglob("*") if path.is_file()}
+    return {
+        path.relative_to(RESULTS.parent): path.stat().st_mtime_ns
+        for path in RESULTS.rglob("*")
+        if path.is_file()
+    }

@@ -9,15 +9,15 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from sumlib.base.masks import mask_box
+from sumlib.base.parallel import each
 from sumlib.base.progress import with_bar
 from sumlib.config.params import Config, EvaluateConfig
+from sumlib.config.runs import RunConfig
 from sumlib.data.dataset import Dataset, Sample
 from sumlib.data.registry import REGISTRY, TASK_GROUPS
-from sumlib.base.masks import mask_box
 from sumlib.metrics import boundary_iou, mask_iou
 from sumlib.model.sum import Sum
-from sumlib.base.parallel import each
-from sumlib.config.runs import RunConfig
 from sumlib.sampler import boundary_click, first_click, next_click
 
 GROUP_OF = {name: group for group, names in TASK_GROUPS.items() for name in names}
@@ -41,9 +41,15 @@ def trained_tasks(config: Config, run: RunConfig) -> frozenset[int]:
 
 
 def evaluate_run(
-    model: Sum, datasets: Sequence[Dataset], *, run: RunConfig, config: EvaluateConfig, trained_tasks: Collection[int] = (),
-    prompts: Sequence[str] | None = None, settings: Sequence[str] | None = None,
-) -> pd.DataFrame:  # fmt: skip
+    model: Sum,
+    datasets: Sequence[Dataset],
+    *,
+    run: RunConfig,
+    config: EvaluateConfig,
+    trained_tasks: Collection[int] = (),
+    prompts: Sequence[str] | None = None,
+    settings: Sequence[str] | None = None,
+) -> pd.DataFrame:
     """Evaluate ``model`` on the good samples of each data set; one row a mask, first prompt, setting and round.
 
     On a CPU ``config.workers`` processes share the data sets.
@@ -58,29 +64,67 @@ def evaluate_run(
     chosen = replace(config, settings=tuple(settings or config.settings))
     one = partial(_evaluate_set, model, run=run, config=chosen, trained_tasks=trained_tasks, prompts=first)
     workers = config.workers if model.sam.device.type == "cpu" else 1
-    order = sorted(range(len(datasets)), key=lambda k: -len(datasets[k]))  # the longest first, or one worker waits for it at the end
-    found = with_bar(each(one, [datasets[k] for k in order], workers), f"evaluate {run.name}", total=len(datasets))
+    order = sorted(
+        range(len(datasets)), key=lambda k: -len(datasets[k])
+    )  # the longest first, or one worker waits for it at the end
+    found = with_bar(
+        each(one, [datasets[k] for k in order], workers), f"evaluate {run.name}", total=len(datasets)
+    )
     table = pd.concat(found, ignore_index=True)
-    for column, value in (("seed", run.seed), ("train_set", run.train_set), ("model", run.model), ("run", run.name)):
+    for column, value in (
+        ("seed", run.seed),
+        ("train_set", run.train_set),
+        ("model", run.model),
+        ("run", run.name),
+    ):
         table.insert(0, column, value)
-    return table.sort_values(["dataset", "image", "mask", "prompt", "setting", "round"], kind="stable", ignore_index=True)
+    return table.sort_values(
+        ["dataset", "image", "mask", "prompt", "setting", "round"], kind="stable", ignore_index=True
+    )
 
 
 def _evaluate_set(
-    model: Sum, dataset: Dataset, *, run: RunConfig, config: EvaluateConfig, trained_tasks: Collection[int], prompts: Sequence[str]
+    model: Sum,
+    dataset: Dataset,
+    *,
+    run: RunConfig,
+    config: EvaluateConfig,
+    trained_tasks: Collection[int],
+    prompts: Sequence[str],
 ) -> pd.DataFrame:
     """`evaluate_run` of one data set, without the columns that are the same in all rows."""
     good, rows = dataset.good(), []
     task = dataset.task if dataset.task in trained_tasks else 0
-    samples = (good[i] for i in range(len(good) if config.limit_images is None else min(len(good), config.limit_images)))
+    samples = (
+        good[i]
+        for i in range(len(good) if config.limit_images is None else min(len(good), config.limit_images))
+    )
     for masks in _batches(model, samples):
         for prompt in prompts:
             for setting in config.settings:
                 rounds = 1 if prompt == "boundary-point" else config.rounds
-                scores = interact(model, masks.embedding, masks.image, masks.target, prompt=prompt, setting=setting, rounds=rounds,
-                                  task=task, task_rounds=run.task_prompt, boundary_distance=config.boundary_distance)  # fmt: skip
-                rows.append(_rows(masks, scores, dataset=dataset.name, task=GROUP_OF.get(dataset.name, dataset.name),
-                                  prompt=prompt, setting=setting))  # fmt: skip
+                scores = interact(
+                    model,
+                    masks.embedding,
+                    masks.image,
+                    masks.target,
+                    prompt=prompt,
+                    setting=setting,
+                    rounds=rounds,
+                    task=task,
+                    task_rounds=run.task_prompt,
+                    boundary_distance=config.boundary_distance,
+                )
+                rows.append(
+                    _rows(
+                        masks,
+                        scores,
+                        dataset=dataset.name,
+                        task=GROUP_OF.get(dataset.name, dataset.name),
+                        prompt=prompt,
+                        setting=setting,
+                    )
+                )
     return pd.concat(rows, ignore_index=True)
 
 
@@ -108,9 +152,19 @@ def _embed(model: Sum, samples: list[Sample]) -> _Masks:
 
 @torch.no_grad()
 def interact(
-    model: Sum, embedding: Tensor, image: Tensor, target: Tensor, *, prompt: str, setting: str, rounds: int, task: int = 0,
-    task_rounds: str = "none", boundary_distance: int = 10, keep: bool = False,
-) -> list[tuple[Tensor, ...]]:  # fmt: skip
+    model: Sum,
+    embedding: Tensor,
+    image: Tensor,
+    target: Tensor,
+    *,
+    prompt: str,
+    setting: str,
+    rounds: int,
+    task: int = 0,
+    task_rounds: str = "none",
+    boundary_distance: int = 10,
+    keep: bool = False,
+) -> list[tuple[Tensor, ...]]:
     """Prompt N masks for ``rounds`` rounds; one (IoU (N,), boundary IoU (N,)) a round, with ``keep`` also the masks (N, H, W).
 
     ``embedding`` (B, C, h, w), ``image`` (N,) index into it, ``target`` (N, H, W) bool at the original size. In the oracle
@@ -118,7 +172,9 @@ def interact(
     single setting output 0, in the ranked one the output of three whose IoU the model predicts to be the largest. ``task_rounds``: "none", "first" or "continuous".
     """
     if prompt not in ("point", "box", "boundary-point") or setting not in ("oracle", "single", "ranked"):
-        raise ValueError(f"no first prompt {prompt!r} or setting {setting!r}; known are point, box, boundary-point; oracle, single, ranked")
+        raise ValueError(
+            f"no first prompt {prompt!r} or setting {setting!r}; known are point, box, boundary-point; oracle, single, ranked"
+        )
     n, size, device = len(target), target.shape[1:], embedding.device
     own, target = embedding[image.to(device)], target.to(device)
     if prompt == "box":
@@ -131,8 +187,16 @@ def interact(
     previous, results, rows = None, [], torch.arange(n, device=device)
     for number in range(rounds):
         given = task_rounds == "continuous" or (task_rounds == "first" and number == 0)
-        low, score = model.decode_codes(own, xy, codes, mask_inputs=previous, tasks=torch.full((n,), task, device=device) if given else None)
-        low, score = (low[:, 1:], score[:, 1:]) if number == 0 and setting != "single" else (low[:, :1], score[:, :1])
+        low, score = model.decode_codes(
+            own,
+            xy,
+            codes,
+            mask_inputs=previous,
+            tasks=torch.full((n,), task, device=device) if given else None,
+        )
+        low, score = (
+            (low[:, 1:], score[:, 1:]) if number == 0 and setting != "single" else (low[:, :1], score[:, :1])
+        )
         masks = model.upscale(low, size) > 0  # (N, K, H, W)
         k = masks.shape[1]
         iou = mask_iou(masks.flatten(0, 1), target.repeat_interleave(k, 0)).view(n, k)
@@ -151,8 +215,18 @@ def one_click(model: Sum, sample: Sample, target: Tensor, *, run: RunConfig, tas
     with torch.no_grad():
         embedding = model.encode(model.preprocess(sample.image)[None])
     image = torch.zeros(len(target), dtype=torch.long)
-    ((_, _, masks),) = interact(model, embedding, image, target, prompt="point", setting="oracle", rounds=1, task=task,
-                                task_rounds=run.task_prompt, keep=True)  # fmt: skip
+    ((_, _, masks),) = interact(
+        model,
+        embedding,
+        image,
+        target,
+        prompt="point",
+        setting="oracle",
+        rounds=1,
+        task=task,
+        task_rounds=run.task_prompt,
+        keep=True,
+    )
     return masks.cpu()
 
 
@@ -161,6 +235,19 @@ def _rows(masks: _Masks, scores: list[tuple[Tensor, Tensor]], **same) -> pd.Data
     parts = []
     for number, (iou, biou) in enumerate(scores, start=1):
         names, numbers = zip(*masks.keys)
-        parts.append(pd.DataFrame({"task": same["task"], "dataset": same["dataset"], "image": names, "mask": numbers, "prompt": same["prompt"],
-                                   "setting": same["setting"], "round": number, "iou": iou.cpu().numpy(), "biou": biou.cpu().numpy()}))  # fmt: skip
+        parts.append(
+            pd.DataFrame(
+                {
+                    "task": same["task"],
+                    "dataset": same["dataset"],
+                    "image": names,
+                    "mask": numbers,
+                    "prompt": same["prompt"],
+                    "setting": same["setting"],
+                    "round": number,
+                    "iou": iou.cpu().numpy(),
+                    "biou": biou.cpu().numpy(),
+                }
+            )
+        )
     return pd.concat(parts, ignore_index=True)

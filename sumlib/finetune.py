@@ -14,26 +14,32 @@ import torch
 from torch import nn
 
 from sumlib.config.params import Config, FinetuneConfig
+from sumlib.config.runs import RunConfig
+from sumlib.methods.teacher import SecondDecoder, Teacher
 from sumlib.model.foundation import load_foundation
 from sumlib.model.sum import Sum, best_device, seeded
-from sumlib.config.runs import RunConfig
 from sumlib.train.batches import HumanSource, PseudoSource, collate, open_sources
 from sumlib.train.interactive import agreement_step, consistency_step, hq_step, interactive_step
-from sumlib.methods.teacher import SecondDecoder, Teacher
 from sumlib.train.loop import Schedule, fingerprint, fit
 from sumlib.train.tuning import finish, parameter_groups, prepare
 
 
-def _other(model: Sum, run: RunConfig, config: FinetuneConfig, groups: list[dict]) -> Teacher | SecondDecoder | None:
+def _other(
+    model: Sum, run: RunConfig, config: FinetuneConfig, groups: list[dict]
+) -> Teacher | SecondDecoder | None:
     """The model that a run needs beside the one in training, if any; a second decoder is added to the optimiser's ``groups``."""
     if run.uncertainty == "two-decoders":
         second = SecondDecoder(model)
         groups.append({"params": second.model.decoder_parameters, "lr": config.lr, "weight_decay": 0.0})
         return second
-    return Teacher(model, config.ema) if run.consistency != "none" or run.uncertainty == "discrepancy" else None
+    return (
+        Teacher(model, config.ema) if run.consistency != "none" or run.uncertainty == "discrepancy" else None
+    )
 
 
-def _lessons(run: RunConfig, other: Teacher | SecondDecoder | None) -> list[tuple[Callable, float, bool, bool]]:
+def _lessons(
+    run: RunConfig, other: Teacher | SecondDecoder | None
+) -> list[tuple[Callable, float, bool, bool]]:
     """What a run learns from an iteration's images: (step, weight of its loss, takes human ones, takes unlabeled ones)."""
     learn = hq_step if run.tuning == "hq" else interactive_step
     if run.uncertainty in ("discrepancy", "two-decoders"):
@@ -47,7 +53,12 @@ def _lessons(run: RunConfig, other: Teacher | SecondDecoder | None) -> list[tupl
 
 
 def finetune(
-    config: Config, run: RunConfig, labels: Path | None, *, data: tuple[HumanSource, PseudoSource | None] | None = None, resume: Path | None = None
+    config: Config,
+    run: RunConfig,
+    labels: Path | None,
+    *,
+    data: tuple[HumanSource, PseudoSource | None] | None = None,
+    resume: Path | None = None,
 ) -> tuple[Sum, pd.DataFrame]:
     """Fine-tune the foundation model as ``run`` says; returns the model and its log.
 
@@ -55,14 +66,21 @@ def finetune(
     train stay at zero. ``resume`` is where a killed run goes on from. Trains on the GPU where there is one, else in ``finetune.shares``,
     each with its part of an iteration's images and, where there are cores enough, a process of its own.
     """
-    settings, device = replace(config.finetune, theta=config.finetune.theta if run.theta is None else run.theta), best_device()
+    settings, device = (
+        replace(config.finetune, theta=config.finetune.theta if run.theta is None else run.theta),
+        best_device(),
+    )
     sam = load_foundation(config, run.backbone).sam
     with seeded(run.seed):
         model = Sum(sam, hq=run.tuning == "hq")
     prepare(model, run.tuning, settings, torch.Generator().manual_seed(run.seed))
     model.train().to(device)
     human, unlabeled = data or open_sources(config, run, labels)
-    plan = [(source, prompts) for source, each in zip((human, unlabeled), config.prompts_per_iteration(run)) for prompts in each]
+    plan = [
+        (source, prompts)
+        for source, each in zip((human, unlabeled), config.prompts_per_iteration(run))
+        for prompts in each
+    ]
     total = sum(prompts for _, prompts in plan)
     shares = settings.shares if device.type == "cpu" else 1
     groups = parameter_groups(model, settings, run.task_prompt != "none", run.tuning)
@@ -77,15 +95,36 @@ def finetune(
             parts = [part for source, part in drawn if (human_too if source is human else unlabeled_too)]
             if parts:
                 batch = collate(parts).to(device)
-                share = weight * len(batch.target) * shares / total  # the shares' mean shall be the mean over all prompts
-                losses.append(learn(model, batch=batch, run=run, config=settings, generator=generator, share=share))
+                share = (
+                    weight * len(batch.target) * shares / total
+                )  # the shares' mean shall be the mean over all prompts
+                losses.append(
+                    learn(model, batch=batch, run=run, config=settings, generator=generator, share=share)
+                )
         return {key: sum(row[key] for row in losses) for key in losses[0]}
 
-    mark = fingerprint(settings.__dict__, run.__dict__, config.with_backbone(run.backbone).checkpoint, *([labels] if run.unlabeled else []), len(human))
+    mark = fingerprint(
+        settings.__dict__,
+        run.__dict__,
+        config.with_backbone(run.backbone).checkpoint,
+        *([labels] if run.unlabeled else []),
+        len(human),
+    )
     schedule = Schedule(settings.iterations, settings.warmup)
     whole = model if other is None else nn.ModuleList([model, other])  # what a checkpoint must hold
-    log = fit(step, whole, optimiser, schedule, seed=run.seed, clip=settings.clip, resume=resume, mark=mark,
-              every=settings.checkpoint_every, title=run.name, shares=shares,
-              before=partial(other.follow, model) if isinstance(other, Teacher) else None)  # fmt: skip
+    log = fit(
+        step,
+        whole,
+        optimiser,
+        schedule,
+        seed=run.seed,
+        clip=settings.clip,
+        resume=resume,
+        mark=mark,
+        every=settings.checkpoint_every,
+        title=run.name,
+        shares=shares,
+        before=partial(other.follow, model) if isinstance(other, Teacher) else None,
+    )
     finish(model)
     return model.eval().cpu(), log

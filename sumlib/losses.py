@@ -11,7 +11,12 @@ from torch import Tensor
 
 
 def focal_loss(
-    logits: Tensor, target: Tensor, certainty: Tensor | None = None, *, alpha: float = 0.25, gamma: float = 2.0
+    logits: Tensor,
+    target: Tensor,
+    certainty: Tensor | None = None,
+    *,
+    alpha: float = 0.25,
+    gamma: float = 2.0,
 ) -> Tensor:
     """Focal loss, each pixel weighted by its certainty, mean over all pixels (eq. 1).
 
@@ -33,16 +38,25 @@ def focal_loss(
     """
     logits, target, certainty = _prepare(logits, target, certainty)
     probability = logits.sigmoid()
-    miss = probability + target - 2 * probability * target  # 1 - p_t, the probability given to the wrong class
+    miss = (
+        probability + target - 2 * probability * target
+    )  # 1 - p_t, the probability given to the wrong class
     balance = alpha * target + (1 - alpha) * (1 - target)
-    loss = balance * miss**gamma * F.binary_cross_entropy_with_logits(logits, target, reduction="none")  # (N, H, W)
+    loss = (
+        balance * miss**gamma * F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    )  # (N, H, W)
     if certainty is not None:
         loss = certainty * loss
     return loss.mean(dim=(1, 2))
 
 
 def dice_loss(
-    logits: Tensor, target: Tensor, certainty: Tensor | None = None, *, threshold: float = 0.6, smooth: float = 1.0
+    logits: Tensor,
+    target: Tensor,
+    certainty: Tensor | None = None,
+    *,
+    threshold: float = 0.6,
+    smooth: float = 1.0,
 ) -> Tensor:
     """Dice loss over the pixels whose certainty is above the threshold (eq. 2).
 
@@ -72,11 +86,15 @@ def dice_loss(
     return 1 - (2 * overlap + smooth) / (total + smooth)
 
 
-def _prepare(logits: Tensor, target: Tensor, certainty: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+def _prepare(
+    logits: Tensor, target: Tensor, certainty: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """Check the shapes and bring everything to the precision of the computation."""
     for name, tensor in (("logits", logits), ("target", target), ("certainty", certainty)):
         if tensor is not None and (tensor.ndim != 3 or tensor.shape != logits.shape):
-            raise ValueError(f"{name} must be (N, H, W) like logits {tuple(logits.shape)}, got {tuple(tensor.shape)}")
+            raise ValueError(
+                f"{name} must be (N, H, W) like logits {tuple(logits.shape)}, got {tuple(tensor.shape)}"
+            )
     dtype = torch.promote_types(logits.dtype, torch.float32)
     weight = None if certainty is None else certainty.detach().to(dtype)
     return logits.to(dtype), target.to(dtype), weight

@@ -58,7 +58,9 @@ def next_click(target: Tensor, prediction: Tensor) -> tuple[Tensor, Tensor]:
     (tensor([[1, 0]]), tensor([1]))
     """
     require_masks(target=target, prediction=prediction)
-    missed, false = np.split(_squared_depth(torch.cat([target & ~prediction, prediction & ~target])), 2)  # (N, H * W)
+    missed, false = np.split(
+        _squared_depth(torch.cat([target & ~prediction, prediction & ~target])), 2
+    )  # (N, H * W)
     positive = missed.max(axis=1) > false.max(axis=1)  # (N,)
     depth = np.where(positive[:, None], missed, false)
     perfect = ~depth.any(axis=1)  # (N,)
@@ -135,7 +137,9 @@ def sample_point(
     total = cumulative[:, -1:]  # (N, 1)
     uniform = torch.rand(len(region), 1, generator=generator, device=generator.device, dtype=torch.float64)
     draw = (uniform.to(region.device) * total).long().minimum(total - 1)  # (N, 1) in 0 .. total - 1
-    index = torch.searchsorted(cumulative, draw, right=True)[:, 0]  # (N,) first pixel whose sum exceeds the draw
+    index = torch.searchsorted(cumulative, draw, right=True)[
+        :, 0
+    ]  # (N,) first pixel whose sum exceeds the draw
     found = total[:, 0] > 0
     index = index.where(found, 0)
     width = region.shape[2]
@@ -145,7 +149,9 @@ def sample_point(
 def _certain_weights(region: Tensor, certainty: Tensor) -> Tensor:
     """Certainty inside the region as fixed-point numbers, (N, H, W) long."""
     if certainty.shape != region.shape:
-        raise ValueError(f"certainty {tuple(certainty.shape)} and region {tuple(region.shape)} differ in shape")
+        raise ValueError(
+            f"certainty {tuple(certainty.shape)} and region {tuple(region.shape)} differ in shape"
+        )
     if certainty.numel() and not (certainty.min() >= 0 and certainty.max() <= 1):  # NaN fails too
         raise ValueError("certainty must be in [0, 1]: it is 1 - uncertainty, not a logit and not 8-bit")
     return (certainty.double() * _FIXED_POINT).round().long() * region

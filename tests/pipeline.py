@@ -17,7 +17,11 @@ def md5(path: Path, ignored: list[str]) -> str:
     if path.is_file():
         return hashlib.md5(path.read_bytes()).hexdigest()
     files = {file.relative_to(path): file for file in path.rglob("*") if file.is_file()}
-    kept = [name for name in files if not any(fnmatch(part, pattern) for part in name.parts for pattern in ignored)]
+    kept = [
+        name
+        for name in files
+        if not any(fnmatch(part, pattern) for part in name.parts for pattern in ignored)
+    ]
     entries = [{"md5": md5(files[name], ignored), "relpath": name.as_posix()} for name in kept]
     return listing_md5(entries)
 
@@ -47,7 +51,9 @@ def read_stages(root: Path) -> dict[str, PipelineStage]:
 def stale(root: Path) -> list[str]:
     """One line for each reason why dvc.lock does not belong to the working tree; empty if it does."""
     lock, stages = read_lock(root), read_stages(root)
-    ignored = [line for line in (root / ".dvcignore").read_text().splitlines() if line and not line.startswith("#")]
+    ignored = [
+        line for line in (root / ".dvcignore").read_text().splitlines() if line and not line.startswith("#")
+    ]
     reasons = [f"{name} is in dvc.lock but not in dvc.yaml" for name in lock.keys() - stages.keys()]
     reasons += [f"{name} has never been run" for name in stages.keys() - lock.keys()]
     made = {out["path"]: out["md5"] for entry in lock.values() for out in entry.get("outs", [])}
@@ -73,7 +79,11 @@ def _definition(stage: PipelineStage, entry: dict) -> list[str]:
         problems += [f"{word} {path} is in only one of dvc.yaml and dvc.lock" for path in sorted(now ^ then)]
     for file in params.keys() | entry.get("params", {}).keys():
         now, then = params.get(file, {}), entry.get("params", {}).get(file, {})
-        problems += [f"parameter {key} has changed" for key in sorted(now.keys() | then.keys()) if now.get(key) != then.get(key)]
+        problems += [
+            f"parameter {key} has changed"
+            for key in sorted(now.keys() | then.keys())
+            if now.get(key) != then.get(key)
+        ]
     return problems
 
 
@@ -82,7 +92,11 @@ def _inputs(root: Path, entry: dict, made: dict[str, str], ignored: list[str]) -
     problems = []
     for dep in entry.get("deps", []):
         path = Path(dep["path"])
-        inside = [{"md5": made[out], "relpath": Path(out).relative_to(path).as_posix()} for out in made if path in Path(out).parents]
+        inside = [
+            {"md5": made[out], "relpath": Path(out).relative_to(path).as_posix()}
+            for out in made
+            if path in Path(out).parents
+        ]
         if dep["path"] in made:
             now = made[dep["path"]]
         elif inside:  # a folder of outputs

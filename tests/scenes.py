@@ -14,7 +14,9 @@ def make_scene(seed: int, size: tuple[int, int] = (24, 32)) -> SimpleNamespace:
     part[6:18, 13:20], part[6:18, 22:28] = 7, 3
     image = (rng.random((1, 1, 3)) * 90 + 60 * entity[..., None]).astype(np.uint8)
     owner = {4: 1, 2: 1, 9: 1, 7: 2, 3: 2}
-    return SimpleNamespace(image=image, salient=entity > seed % 2, entity_map=entity, part_map=part, part_owner=owner)
+    return SimpleNamespace(
+        image=image, salient=entity > seed % 2, entity_map=entity, part_map=part, part_owner=owner
+    )
 
 
 SCENES = [make_scene(seed) for seed in range(9)]

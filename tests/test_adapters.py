@@ -7,7 +7,15 @@ import torch
 from small import small_sum
 from torch.nn import functional as F
 
-from sumlib.model.adapters import Adapter, LoraQKV, adapter_width, add_adapters, add_lora, light_parameters, merge_lora
+from sumlib.model.adapters import (
+    Adapter,
+    LoraQKV,
+    adapter_width,
+    add_adapters,
+    add_lora,
+    light_parameters,
+    merge_lora,
+)
 
 
 @pytest.fixture
@@ -48,7 +56,9 @@ def test_adapters_lie_behind_attention_and_beside_the_mlp(encoder):
     attention, mlp = block.attn(x), block.mlp(x)
     add_adapters(encoder, 4, rng())
     shake(encoder)
-    bottleneck = lambda a, y: F.linear(F.gelu(F.linear(y, a.down.weight, a.down.bias)), a.up.weight, a.up.bias)  # noqa: E731
+    bottleneck = lambda a, y: F.linear(
+        F.gelu(F.linear(y, a.down.weight, a.down.bias)), a.up.weight, a.up.bias
+    )
     assert torch.allclose(block.attn(x), attention + bottleneck(block.attn.adapter, attention), atol=1e-6)
     assert torch.allclose(block.mlp(x), mlp + 0.5 * bottleneck(block.mlp.adapter, x), atol=1e-6)
     assert adapter_width(encoder) == 4 and adapter_width(small_sum().sam.image_encoder) == 0
@@ -65,7 +75,10 @@ def test_a_copy_uses_its_own_adapters(encoder):
 
 @torch.no_grad()
 def test_merged_updates_give_the_same_bits_and_an_ordinary_encoder(encoder):
-    names, plain = set(encoder.state_dict()), {name: value.clone() for name, value in encoder.state_dict().items()}
+    names, plain = (
+        set(encoder.state_dict()),
+        {name: value.clone() for name, value in encoder.state_dict().items()},
+    )
     add_lora(encoder, 2, rng())
     shake(encoder)
     expected = encoder(image())
@@ -74,7 +87,11 @@ def test_merged_updates_give_the_same_bits_and_an_ordinary_encoder(encoder):
     for name, value in encoder.state_dict().items():
         if name.endswith("attn.qkv.weight"):
             query, key, value_part = (value - plain[name]).chunk(3)
-            assert not key.any() and query.any() and torch.linalg.matrix_rank(value_part) == torch.linalg.matrix_rank(query) == 2
+            assert (
+                not key.any()
+                and query.any()
+                and torch.linalg.matrix_rank(value_part) == torch.linalg.matrix_rank(query) == 2
+            )
         else:
             assert torch.equal(value, plain[name]), name
     merge_lora(encoder)  # nothing left to merge
@@ -93,4 +110,6 @@ def test_light_parameters_are_all_that_was_added(encoder):
     add_adapters(encoder, 4, rng())
     add_lora(encoder, 2, rng())
     found = light_parameters(encoder)
-    assert {id(p) for p in found} == {id(p) for p in encoder.parameters()} - known and len(found) == 2 * (4 + 4 + 2)
+    assert {id(p) for p in found} == {id(p) for p in encoder.parameters()} - known and len(found) == 2 * (
+        4 + 4 + 2
+    )

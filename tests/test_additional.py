@@ -8,12 +8,12 @@ import pytest
 from PIL import Image
 from test_data import as_set
 
+from sumlib.base.paths import SAMPLE
+from sumlib.data.images import BadSampleError
 from sumlib.data.layouts.additional import ADDITIONAL, CITYSCAPES_IGNORED, open_additional
 from sumlib.data.layouts.coco import decode
-from sumlib.micro.export import masks_of
-from sumlib.data.images import BadSampleError
 from sumlib.micro.additional_sets import SCENES, SETS, _outlines, classes, scenes, write_additional
-from sumlib.base.paths import SAMPLE
+from sumlib.micro.export import masks_of
 from sumlib.report.results import paper_tables
 
 
@@ -50,9 +50,13 @@ def test_round_trip(name, tmp_path):
 def test_the_sample_is_what_the_generator_gives(name, tmp_path):
     write_additional(name, tmp_path, list(scenes(name)))
     files = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file())
-    kept = sorted(path.relative_to(SAMPLE) for path in (SAMPLE / "additional" / name).rglob("*") if path.is_file())
+    kept = sorted(
+        path.relative_to(SAMPLE) for path in (SAMPLE / "additional" / name).rglob("*") if path.is_file()
+    )
     assert files == kept, "write it again: python -m sumlib.micro.additional_sets sample"
-    different = [str(path) for path in files if (tmp_path / path).read_bytes() != (SAMPLE / path).read_bytes()]
+    different = [
+        str(path) for path in files if (tmp_path / path).read_bytes() != (SAMPLE / path).read_bytes()
+    ]
     assert not different, "write it again: python -m sumlib.micro.additional_sets sample"
 
 
@@ -68,7 +72,13 @@ def test_cityscapes_counts_instances_and_classes_but_not_what_is_ignored(tmp_pat
     write_additional("Cityscapes", tmp_path, list(scenes("Cityscapes", 1)))
     path = first(tmp_path, "*instanceIds.png")
     values = np.zeros((64, 64), np.uint16)
-    values[0], values[1], values[2], values[3], values[4] = 7, 26001, 26002, 29001, 5  # road, two cars, an ignored caravan, dynamic
+    values[0], values[1], values[2], values[3], values[4] = (
+        7,
+        26001,
+        26002,
+        29001,
+        5,
+    )  # road, two cars, an ignored caravan, dynamic
     Image.fromarray(values).save(path)
     masks = open_additional("Cityscapes", tmp_path)[0].masks
     assert as_set(masks) == as_set([values == v for v in (7, 26001, 26002)]) and {29, 5} <= CITYSCAPES_IGNORED
@@ -112,14 +122,27 @@ def test_ibd_as_coco_json(tmp_path):
 # ---- bad input ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "labels"), [("Cityscapes", "*instanceIds.png"), ("EgoHOS", "label/*.png"), ("DRAM", "*.png"), ("iShape", "instance_map/*.png"),
-                                              ("GTAV", "labels/*.png"), ("IBD", "masks/*.png")])
+@pytest.mark.parametrize(
+    ("name", "labels"),
+    [
+        ("Cityscapes", "*instanceIds.png"),
+        ("EgoHOS", "label/*.png"),
+        ("DRAM", "*.png"),
+        ("iShape", "instance_map/*.png"),
+        ("GTAV", "labels/*.png"),
+        ("IBD", "masks/*.png"),
+    ],
+)
 def test_bad_label_maps_are_named(name, labels, tmp_path):
     write_additional(name, tmp_path, list(scenes(name, 4)))
     path = sorted((tmp_path / "additional" / name).rglob(labels))[0]
     content = path.read_bytes()
-    for change, message in ((lambda: path.unlink(), "file is missing"), (lambda: path.write_bytes(content[:40]), "truncated"),
-                            (lambda: Image.new("L", (64, 60), 1).save(path), "mask is 60 x 64"), (lambda: Image.new("L", (64, 64), 0).save(path), "holds no mask")):
+    for change, message in (
+        (lambda: path.unlink(), "file is missing"),
+        (lambda: path.write_bytes(content[:40]), "truncated"),
+        (lambda: Image.new("L", (64, 60), 1).save(path), "mask is 60 x 64"),
+        (lambda: Image.new("L", (64, 64), 0).save(path), "holds no mask"),
+    ):
         change()
         dataset = open_additional(name, tmp_path)
         (bad,) = dataset.check()
@@ -128,7 +151,10 @@ def test_bad_label_maps_are_named(name, labels, tmp_path):
             dataset[dataset.names.index(bad.name)]
 
 
-@pytest.mark.parametrize(("name", "file"), [("NDD20", "BELOW_LABELS.json"), ("TrashCan", "dataset/instance_version/instances_train_trashcan.json")])
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [("NDD20", "BELOW_LABELS.json"), ("TrashCan", "dataset/instance_version/instances_train_trashcan.json")],
+)
 def test_broken_annotations_are_named(name, file, tmp_path):
     write_additional(name, tmp_path, list(scenes(name, 2)))
     path = tmp_path / "additional" / name / file

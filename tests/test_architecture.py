@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from sumlib.pipeline.notebook import code_of, read_cells
 from sumlib.base.paths import NOTEBOOKS, ROOT
+from sumlib.pipeline.notebook import code_of, read_cells
 
 MODULES = sorted(path.relative_to(ROOT) for path in (ROOT / "sumlib").rglob("*.py"))
 NOTEBOOK_FILES = sorted(NOTEBOOKS.glob("*.ipynb"))
@@ -54,12 +54,16 @@ def test_modules_say_what_they_are_and_only_config_reads_yaml(path):
     assert ast.get_docstring(tree), f"{path} has no docstring"
     imports = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     imports |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-    assert "yaml" not in imports or path == Path("sumlib/config/params.py"), f"{path} reads YAML; sumlib.config.params does that"
+    assert "yaml" not in imports or path == Path("sumlib/config/params.py"), (
+        f"{path} reads YAML; sumlib.config.params does that"
+    )
 
 
 def code_tree(path: Path) -> ast.AST:
     """The notebook's code as a syntax tree, IPython magics left out."""
-    return ast.parse("\n".join("" if line.startswith(("%", "!")) else line for line in code_of(path).splitlines()))
+    return ast.parse(
+        "\n".join("" if line.startswith(("%", "!")) else line for line in code_of(path).splitlines())
+    )
 
 
 @pytest.mark.parametrize("path", NOTEBOOK_FILES, ids=lambda path: path.stem)
@@ -70,7 +74,9 @@ def test_notebooks_argue_and_the_library_computes(path):
     for node in ast.walk(tree):
         assert not isinstance(node, ast.ClassDef), f"class {node.name}: move it to the library"
         if isinstance(node, ast.Attribute):
-            assert ast.unparse(node) not in ("sys.path", "os.chdir"), f"{ast.unparse(node)}: paths come from sumlib.base.paths"
+            assert ast.unparse(node) not in ("sys.path", "os.chdir"), (
+                f"{ast.unparse(node)}: paths come from sumlib.base.paths"
+            )
             assert node.attr not in ("backward", "zero_grad"), "a training loop: move it to sumlib.train.loop"
 
 
@@ -78,5 +84,9 @@ def test_notebooks_argue_and_the_library_computes(path):
 def test_notebooks_are_committed_without_outputs(path):
     cells = read_cells(path)
     dirty = [index for index, cell in enumerate(cells) if cell.get("outputs") or cell.get("execution_count")]
-    assert not dirty, f"cells {dirty} hold outputs: jupyter nbconvert --clear-output --inplace notebooks/{path.name}"
-    assert sum("parameters" in cell["metadata"].get("tags", []) for cell in cells) <= 1, "more than one parameters cell"
+    assert not dirty, (
+        f"cells {dirty} hold outputs: jupyter nbconvert --clear-output --inplace notebooks/{path.name}"
+    )
+    assert sum("parameters" in cell["metadata"].get("tags", []) for cell in cells) <= 1, (
+        "more than one parameters cell"
+    )

@@ -8,10 +8,9 @@ import pytest
 from PIL import Image
 from scenes import SCENES
 
-from sumlib.data.images import BadSampleError
+from sumlib.data.images import BadSampleError, read_labels, read_mask
 from sumlib.data.registry import open_dataset
 from sumlib.micro.export import write_dataset
-from sumlib.data.images import read_labels, read_mask
 
 IMAGE, MASK = "test/COIFT/images/00001.jpg", "test/COIFT/masks/00001.png"
 
@@ -135,7 +134,9 @@ def test_coco_empty_masks_are_left_out_and_listed(tmp_path):
     assert [len(sample.masks) for sample in dataset.good()] == [5, 4, 5]
     assert "1 single masks left out" in dataset.report()
     edit(path, lambda c: [a.update(segmentation=[]) for a in c["annotations"] if a["image_id"] == 2])
-    expect_bad(tmp_path, "PACO", "000000000001", path, "no mask with foreground", "000000000001.jpg", "remove")
+    expect_bad(
+        tmp_path, "PACO", "000000000001", path, "no mask with foreground", "000000000001.jpg", "remove"
+    )
 
 
 @pytest.mark.parametrize(
@@ -179,7 +180,9 @@ def test_coco_file(tmp_path):
 @pytest.mark.parametrize("name", ["Bodypart", "EasyPortrait"])
 def test_label_map(tmp_path, name):
     write_dataset(name, tmp_path, SCENES[:2])
-    folder = tmp_path / ("test/LV-MHP-v2/val/parsing_annos" if name == "Bodypart" else "test/EasyPortrait/annotations/val")
+    folder = tmp_path / (
+        "test/LV-MHP-v2/val/parsing_annos" if name == "Bodypart" else "test/EasyPortrait/annotations/val"
+    )
     path = sorted(folder.iterdir())[0]
     sample = open_dataset(name, tmp_path).names[0]
     save_mask(path, np.ones((9, 9)))

@@ -4,11 +4,15 @@ import numpy as np
 import pytest
 from test_report import results
 
+from sumlib.config.params import load_config
 from sumlib.report.beyond import BEYOND, beyond_markdown, beyond_table
 from sumlib.report.intervals import Bootstrap
-from sumlib.config.params import load_config
 
-RUNS = {"sum-medium": ("SUM", "FT-Medium", 0), "again": ("SUM second round", "FT-Medium", 0), "sum-small": ("SUM", "FT-Small", 0)}
+RUNS = {
+    "sum-medium": ("SUM", "FT-Medium", 0),
+    "again": ("SUM second round", "FT-Medium", 0),
+    "sum-small": ("SUM", "FT-Small", 0),
+}
 
 
 @pytest.fixture(scope="module")
@@ -18,9 +22,17 @@ def table():
 
 def test_differences_are_to_sum_on_the_same_masks(table):
     bootstrap = Bootstrap(results(RUNS, rounds=(1, 3)), np.random.default_rng(0), 100)
-    assert set(table["model"]) == {"SUM second round"} and len(table) == 2 * 2 * 4  # what was not evaluated is left out
+    assert (
+        set(table["model"]) == {"SUM second round"} and len(table) == 2 * 2 * 4
+    )  # what was not evaluated is left out
     row = table.query("rounds == 3 and metric == 'mBIoU' and task == 'part'").iloc[0]
-    expected = bootstrap.compare({("SUM second round", "FT-Medium"): 1.0, ("SUM", "FT-Medium"): -1.0}, "part", prompt="point", rounds=3, metric="mBIoU")
+    expected = bootstrap.compare(
+        {("SUM second round", "FT-Medium"): 1.0, ("SUM", "FT-Medium"): -1.0},
+        "part",
+        prompt="point",
+        rounds=3,
+        metric="mBIoU",
+    )
     assert (row["difference"], row["low"], row["high"]) == (expected.value, expected.low, expected.high)
 
 

@@ -5,23 +5,49 @@ import pytest
 from test_report import results
 
 from sumlib.report import claims
+from sumlib.report.claims import (
+    FAILS,
+    HOLDS,
+    SHOWN,
+    UNDECIDED,
+    Finding,
+    conclude,
+    judge,
+    judge_claims,
+    judge_refinement,
+)
 from sumlib.report.intervals import Bootstrap
-from sumlib.report.claims import FAILS, HOLDS, SHOWN, UNDECIDED, Finding, conclude, judge, judge_claims, judge_refinement
 from sumlib.report.resampling import Estimate
 
 RUNS = {
-    "sam": ("SAM", "none", 0), "human-small": ("Human-annotation-only", "FT-Small", 0), "vanilla-small": ("Vanilla", "FT-Small", 0),
-    "vanilla-medium": ("Vanilla", "FT-Medium", 0), "mask-refinement-medium": ("Mask Refinement", "FT-Medium", 0), "sum-small": ("SUM", "FT-Small", 0),
-    "sum-medium": ("SUM", "FT-Medium", 0), "sum-medium-seed1": ("SUM", "FT-Medium", 1), "sum-large": ("SUM", "FT-Large", 0),
-    "sum-no-task-prompt-medium": ("SUM w/o Task Prompt", "FT-Medium", 0), "sum-continuous-medium": ("SUM Continuous TP", "FT-Medium", 0),
+    "sam": ("SAM", "none", 0),
+    "human-small": ("Human-annotation-only", "FT-Small", 0),
+    "vanilla-small": ("Vanilla", "FT-Small", 0),
+    "vanilla-medium": ("Vanilla", "FT-Medium", 0),
+    "mask-refinement-medium": ("Mask Refinement", "FT-Medium", 0),
+    "sum-small": ("SUM", "FT-Small", 0),
+    "sum-medium": ("SUM", "FT-Medium", 0),
+    "sum-medium-seed1": ("SUM", "FT-Medium", 1),
+    "sum-large": ("SUM", "FT-Large", 0),
+    "sum-no-task-prompt-medium": ("SUM w/o Task Prompt", "FT-Medium", 0),
+    "sum-continuous-medium": ("SUM Continuous TP", "FT-Medium", 0),
     "sum-uniform-sampling-medium": ("SUM w/o uncertainty sampling", "FT-Medium", 0),
-}  # fmt: skip
+}
 
 
 def refinement(gain=0.05) -> dict:
     masks = {"image": ["a", "a", "b", "c"], "sam_iou": [0.5, 0.6, 0.7, 0.8], "sam_biou": [0.3, 0.3, 0.4, 0.4]}
-    masks |= {key.replace("sam", "refined"): [value + gain for value in masks[key]] for key in ("sam_iou", "sam_biou")}
-    pixels = {"threshold": 0.6, "certain": [100, 100], "certain_correct": [98, 98], "uncertain": [10, 10], "uncertain_correct": [3, 3]}
+    masks |= {
+        key.replace("sam", "refined"): [value + gain for value in masks[key]]
+        for key in ("sam_iou", "sam_biou")
+    }
+    pixels = {
+        "threshold": 0.6,
+        "certain": [100, 100],
+        "certain_correct": [98, 98],
+        "uncertain": [10, 10],
+        "uncertain_correct": [3, 3],
+    }
     return {"levels": {"salient": masks, "part": masks}, "certainty": pixels}
 
 
@@ -31,12 +57,24 @@ def judged():
     return judge_claims(bootstrap, {"refine-small": refinement()}, generator=np.random.default_rng(0))
 
 
-@pytest.mark.parametrize(("estimate", "expected", "verdict"), [
-    (Estimate(2, 1, 3), ">0", HOLDS), (Estimate(2, -0.1, 4), ">0", UNDECIDED), (Estimate(-2, -3, -1), ">0", FAILS),
-    (Estimate(2, 1, 3), "<0", FAILS), (Estimate(-2, -3, -1), "<0", HOLDS), (Estimate(-2, -3, -1, (-2.0, 0.2)), "<0", UNDECIDED),
-    (Estimate(0.1, -0.4, 0.6), "none", HOLDS), (Estimate(0.9, 0.4, 1.4), "none", UNDECIDED), (Estimate(2, 1.2, 3), "none", FAILS),
-    (Estimate(-2, -3, -1.2), "none", FAILS), (Estimate(0.1, -0.4, 0.6, (0.1, 1.3)), "none", UNDECIDED), (Estimate(0, 0, 0), ">0", UNDECIDED), (Estimate(2, 1, 3), SHOWN, SHOWN),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("estimate", "expected", "verdict"),
+    [
+        (Estimate(2, 1, 3), ">0", HOLDS),
+        (Estimate(2, -0.1, 4), ">0", UNDECIDED),
+        (Estimate(-2, -3, -1), ">0", FAILS),
+        (Estimate(2, 1, 3), "<0", FAILS),
+        (Estimate(-2, -3, -1), "<0", HOLDS),
+        (Estimate(-2, -3, -1, (-2.0, 0.2)), "<0", UNDECIDED),
+        (Estimate(0.1, -0.4, 0.6), "none", HOLDS),
+        (Estimate(0.9, 0.4, 1.4), "none", UNDECIDED),
+        (Estimate(2, 1.2, 3), "none", FAILS),
+        (Estimate(-2, -3, -1.2), "none", FAILS),
+        (Estimate(0.1, -0.4, 0.6, (0.1, 1.3)), "none", UNDECIDED),
+        (Estimate(0, 0, 0), ">0", UNDECIDED),
+        (Estimate(2, 1, 3), SHOWN, SHOWN),
+    ],
+)
 def test_rule(estimate, expected, verdict):
     assert judge(estimate, expected) == verdict
 
@@ -51,8 +89,14 @@ def test_claim_verdict_is_its_weakest_comparison():
         return Finding("A − B", "part", "point", 3, "mIoU", ">0", np.nan, estimate, verdict, why)
 
     assert conclude([finding(HOLDS), finding(SHOWN)]) == (HOLDS, "1 of 1 judged comparisons hold.")
-    verdict, reason = conclude([finding(HOLDS), finding(UNDECIDED), finding(FAILS, Estimate(-1.0, -1.5, -0.5))])
-    assert verdict == FAILS and "On the other side: A − B, part, 3 points mIoU -1.0 [-1.5, -0.5]." in reason and "Not decided: A − B" in reason
+    verdict, reason = conclude(
+        [finding(HOLDS), finding(UNDECIDED), finding(FAILS, Estimate(-1.0, -1.5, -0.5))]
+    )
+    assert (
+        verdict == FAILS
+        and "On the other side: A − B, part, 3 points mIoU -1.0 [-1.5, -0.5]." in reason
+        and "Not decided: A − B" in reason
+    )
     verdict, reason = conclude([finding(HOLDS), finding(UNDECIDED, None, "sum-large was not evaluated")])
     assert verdict == UNDECIDED and "Not measured: sum-large was not evaluated." in reason
 
@@ -62,7 +106,9 @@ def test_known_differences_give_known_verdicts(judged):
     verdicts = {claim.claim.key: claim for claim in judged}
     assert list(verdicts) == ["central", *(f"C{n}" for n in range(1, 11))]
     assert verdicts["C3"].verdict == HOLDS and all(f.estimate.value > 3 for f in verdicts["C3"].findings)
-    assert verdicts["C1"].verdict == FAILS and verdicts["central"].verdict == FAILS  # Human-only does not forget here
+    assert (
+        verdicts["C1"].verdict == FAILS and verdicts["central"].verdict == FAILS
+    )  # Human-only does not forget here
     assert verdicts["C4"].verdict == HOLDS
     assert verdicts["C8"].findings[0].verdict == HOLDS and verdicts["C8"].verdict != HOLDS
     assert len(verdicts["C3"].findings[0].estimate.seeds) == 2
@@ -83,7 +129,9 @@ def test_contrast_weights_mean_what_they_say(judged):
 def test_refinement_by_hand():
     findings = judge_refinement("refine-small", refinement(0.05), np.random.default_rng(0))
     overall = [f for f in findings if "mean over levels" in f.what]
-    assert [f.estimate.value for f in overall] == pytest.approx([5, 5]) and {f.verdict for f in overall} == {HOLDS}
+    assert [f.estimate.value for f in overall] == pytest.approx([5, 5]) and {f.verdict for f in overall} == {
+        HOLDS
+    }
     assert findings[-1].estimate.value == pytest.approx(98 - 30) and findings[-1].verdict == HOLDS
     assert judge_refinement("x", refinement(-0.05), np.random.default_rng(0))[2].verdict == FAILS
     with pytest.raises(ValueError, match="x.json lacks the key 'certainty'"):
@@ -113,7 +161,14 @@ def test_report_is_complete_and_repeatable(judged, tmp_path):
 
 
 def test_sampling_gains_cover_every_set():
-    frame = results({"sum-medium": RUNS["sum-medium"], "sum-uniform-sampling-medium": RUNS["sum-uniform-sampling-medium"]}, images=2, rounds=(1,))
+    frame = results(
+        {
+            "sum-medium": RUNS["sum-medium"],
+            "sum-uniform-sampling-medium": RUNS["sum-uniform-sampling-medium"],
+        },
+        images=2,
+        rounds=(1,),
+    )
     gains = claims.sampling_gains(Bootstrap(frame, np.random.default_rng(0), 50))
     assert len(gains) == 2 * (14 + 4) and gains.notna().all(axis=None)
     assert gains.set_index(["metric", "place"]).loc[("mIoU", "DIS-VD"), "paper"] == pytest.approx(4.1)

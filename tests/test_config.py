@@ -6,16 +6,33 @@ import re
 import pytest
 
 import sumlib.config.schema
-from sumlib.config.params import ConfigError, load_config
 from sumlib.base.paths import PARAMS, ROOT
+from sumlib.config.params import ConfigError, load_config
 
 TEXT = PARAMS.read_text(encoding="utf-8")
 TUNED = load_config("micro").finetune
 WARMUP, ITERATIONS = f"    warmup: {TUNED.warmup}\n", f"iterations: {TUNED.iterations}\n"
-RUNS = """sam human-small human-medium human-large vanilla-small vanilla-medium vanilla-large sum-small sum-medium sum-large
-mask-refinement-medium sum-no-task-prompt-medium sum-continuous-medium sum-uniform-sampling-medium""".split()
-HUMAN, SUM = "human-small: {model: Human-annotation-only, budget: small", "sum-small: {model: SUM, budget: small"
-SEEDED = "human vanilla mask-refinement sum-no-task-prompt sum".split()
+RUNS = [
+    "sam",
+    "human-small",
+    "human-medium",
+    "human-large",
+    "vanilla-small",
+    "vanilla-medium",
+    "vanilla-large",
+    "sum-small",
+    "sum-medium",
+    "sum-large",
+    "mask-refinement-medium",
+    "sum-no-task-prompt-medium",
+    "sum-continuous-medium",
+    "sum-uniform-sampling-medium",
+]
+HUMAN, SUM = (
+    "human-small: {model: Human-annotation-only, budget: small",
+    "sum-small: {model: SUM, budget: small",
+)
+SEEDED = ["human", "vanilla", "mask-refinement", "sum-no-task-prompt", "sum"]
 
 
 def refused(tmp_path, old: str, new: str) -> str:
@@ -36,11 +53,26 @@ def test_doctests():
 def test_paper_profile_has_the_papers_numbers():
     config = load_config("paper")
     tuned, masks = config.finetune, config.pseudo_label
-    assert (config.model.type, tuned.iterations, tuned.images, tuned.rounds, tuned.prompts_per_image) == ("vit_h", 6000, 40, 7, 30)
+    assert (config.model.type, tuned.iterations, tuned.images, tuned.rounds, tuned.prompts_per_image) == (
+        "vit_h",
+        6000,
+        40,
+        7,
+        30,
+    )
     assert (tuned.lr, tuned.layer_decay, tuned.theta) == (1e-5, 0.8, 0.6)
     assert (tuned.focal_weight, tuned.dice_weight, tuned.iou_weight) == (20, 1, 1)
-    assert (masks.points_per_side, masks.pred_iou_thresh, masks.stability_thresh, masks.max_area_fraction) == (32, 0.88, 0.95, 0.95)
-    assert (config.refine.min_iou, config.evaluate.boundary_distance, config.pseudo_label.limit_images) == (0.7, 10, 250_000)
+    assert (
+        masks.points_per_side,
+        masks.pred_iou_thresh,
+        masks.stability_thresh,
+        masks.max_area_fraction,
+    ) == (32, 0.88, 0.95, 0.95)
+    assert (config.refine.min_iou, config.evaluate.boundary_distance, config.pseudo_label.limit_images) == (
+        0.7,
+        10,
+        250_000,
+    )
 
 
 def test_all_runs_of_the_comparison_exist():
@@ -65,7 +97,11 @@ def test_images_are_split_by_the_ratio_and_their_sum_is_the_same_for_every_run()
         config = load_config(profile)
         for run in config.runs.values():
             human, unlabeled = config.images_per_iteration(run)
-            assert human + unlabeled == config.finetune.images and human >= 1 and (unlabeled >= 1) == run.unlabeled
+            assert (
+                human + unlabeled == config.finetune.images
+                and human >= 1
+                and (unlabeled >= 1) == run.unlabeled
+            )
 
 
 def test_every_run_has_the_same_number_of_prompts_in_a_step():
@@ -101,40 +137,118 @@ def test_unknown_run_names_the_nearest():
         load_config("smoke").run("sum-meduim")
 
 
-@pytest.mark.parametrize(("old", "new", "message"), [
-    (WARMUP, WARMUP.replace("warmup", "warmpu"), "unknown key finetune.micro.warmpu; the nearest known one is warmup"),
-    ("\nfinetune:\n", "\nfinetun:\n", "unknown key finetun; the nearest known one is finetune"),
-    ("    iou_weight: 1.0\n", "", "missing key finetune.smoke.iou_weight"),
-    ("lr: 1.0e-5\n", "lr: -1.0e-5\n", "finetune.paper.lr is -1e-05; allowed: above 0"),
-    ("lr: 1.0e-5\n", "lr: 1e-5\n", "finetune.paper.lr is '1e-5'; allowed: a number; in YAML write 1.0e-4 for 1e-4"),
-    ("lr: 1.0e-5\n", "lr: .nan\n", "finetune.paper.lr is nan; allowed: a number"),
-    ("theta: 0.6", "theta: 1.6", "finetune.smoke.theta is 1.6; allowed: at least 0 and at most 1"),
-    (ITERATIONS, "iterations: 120.5\n", "finetune.micro.iterations is 120.5; allowed: a whole number"),
-    (ITERATIONS, "iterations: true\n", "finetune.micro.iterations is True; allowed: a whole number"),
-    ("bf16: false", "bf16: 0", "finetune.smoke.bf16 is 0; allowed: true or false"),
-    ("limit_images: 250000", "limit_images: 0", "pseudo_label.paper.limit_images is 0; allowed: at least 1"),
-    ("    shares: 1\n", "    shares: 3\n", "finetune.paper.shares is 3, which does not divide images, 40"),
-    ("    human_prompts: 10\n", "    human_prompts: 31\n", "finetune.paper.human_prompts is 31; allowed: at most prompts_per_image, 30"),
-    ("type: vit_h", "type: vit_x", "model.paper.type is 'vit_x'; allowed: one of micro, micro_l, micro_b, vit_b, vit_l, vit_h"),
-    ("    prompts: [point]\n", "    prompts: [point, pox]\n", "evaluate.smoke.prompts[1] is 'pox'; allowed: one of point, box, boundary-point"),
-    ("settings: [oracle]", "settings: []", "evaluate.smoke.settings is []; allowed: a list of different values, not empty"),
-    ("large: 2.0}", "huge: 2.0}", "unknown key data.smoke.human_to_unlabeled.huge; the nearest known one is"),
-    (WARMUP, WARMUP + WARMUP, "not valid YAML: key 'warmup' stands twice"),
-    ("profile: micro", "profile: [", "not valid YAML"),
-    ("sum-small: {model: SUM, budget: small", "sum-small: {model: SUM, budget: none", "runs.sum-small.budget is 'none'; allowed: none for a baseline"),
-    ("\n  sum-small: {", "\n  sam: {", "runs.sam has the name of a baseline"),
-    (HUMAN, HUMAN + ", uncertainty_loss: true", "runs.human-small.uncertainty_loss is True; allowed: False while unlabeled is false"),
-    (HUMAN, HUMAN + ", theta: 0.5", "runs.human-small.theta is 0.5; allowed: None while unlabeled is false"),
-    (HUMAN, HUMAN + ", tuning: lorra", "runs.human-small.tuning is 'lorra'; allowed: one of full, decoder, adapter, lora, hq"),
-    (f"{SUM}, pseudo_labels: small, unlabeled: true, uncertainty_loss: true", f"{SUM}, pseudo_labels: small, consistency: mixed, unlabeled: true",
-     "runs.sum-small.uncertainty_sampling is True; allowed: False with consistency alone, whose masks have no certainty"),
-    (SUM, SUM + ", consistency: mixed, tuning: hq", "runs.sum-small.consistency is 'mixed'; allowed: 'none' with tuning hq, which trains on one prompt"),
-    (SUM, SUM + ", consistency: box, uncertainty: discrepancy", "runs.sum-small.uncertainty is 'discrepancy'; allowed: 'refinement' with consistency"),
-    (f"{SUM}, pseudo_labels: small", f"{SUM}, pseudo_labels: medium", "runs.sum-small.pseudo_labels is 'medium'; allowed with budget small: one of small, small-vit_l"),
-    (SUM, SUM + ", backbone: vit_x", "runs.sum-small.backbone is 'vit_x'; allowed: one of vit_h, vit_l, vit_b"),
-    ("    vit_b: {type: micro_b", "    vit_b: {type: micro_c", "backbones.smoke.vit_b.type is 'micro_c'"),
-    (SUM, SUM + ", uncertainty: entropy", "runs.sum-small.uncertainty is 'entropy'; allowed: one of refinement, confidence, discrepancy"),
-])
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (
+            WARMUP,
+            WARMUP.replace("warmup", "warmpu"),
+            "unknown key finetune.micro.warmpu; the nearest known one is warmup",
+        ),
+        ("\nfinetune:\n", "\nfinetun:\n", "unknown key finetun; the nearest known one is finetune"),
+        ("    iou_weight: 1.0\n", "", "missing key finetune.smoke.iou_weight"),
+        ("lr: 1.0e-5\n", "lr: -1.0e-5\n", "finetune.paper.lr is -1e-05; allowed: above 0"),
+        (
+            "lr: 1.0e-5\n",
+            "lr: 1e-5\n",
+            "finetune.paper.lr is '1e-5'; allowed: a number; in YAML write 1.0e-4 for 1e-4",
+        ),
+        ("lr: 1.0e-5\n", "lr: .nan\n", "finetune.paper.lr is nan; allowed: a number"),
+        ("theta: 0.6", "theta: 1.6", "finetune.smoke.theta is 1.6; allowed: at least 0 and at most 1"),
+        (ITERATIONS, "iterations: 120.5\n", "finetune.micro.iterations is 120.5; allowed: a whole number"),
+        (ITERATIONS, "iterations: true\n", "finetune.micro.iterations is True; allowed: a whole number"),
+        ("bf16: false", "bf16: 0", "finetune.smoke.bf16 is 0; allowed: true or false"),
+        (
+            "limit_images: 250000",
+            "limit_images: 0",
+            "pseudo_label.paper.limit_images is 0; allowed: at least 1",
+        ),
+        (
+            "    shares: 1\n",
+            "    shares: 3\n",
+            "finetune.paper.shares is 3, which does not divide images, 40",
+        ),
+        (
+            "    human_prompts: 10\n",
+            "    human_prompts: 31\n",
+            "finetune.paper.human_prompts is 31; allowed: at most prompts_per_image, 30",
+        ),
+        (
+            "type: vit_h",
+            "type: vit_x",
+            "model.paper.type is 'vit_x'; allowed: one of micro, micro_l, micro_b, vit_b, vit_l, vit_h",
+        ),
+        (
+            "    prompts: [point]\n",
+            "    prompts: [point, pox]\n",
+            "evaluate.smoke.prompts[1] is 'pox'; allowed: one of point, box, boundary-point",
+        ),
+        (
+            "settings: [oracle]",
+            "settings: []",
+            "evaluate.smoke.settings is []; allowed: a list of different values, not empty",
+        ),
+        (
+            "large: 2.0}",
+            "huge: 2.0}",
+            "unknown key data.smoke.human_to_unlabeled.huge; the nearest known one is",
+        ),
+        (WARMUP, WARMUP + WARMUP, "not valid YAML: key 'warmup' stands twice"),
+        ("profile: micro", "profile: [", "not valid YAML"),
+        (
+            "sum-small: {model: SUM, budget: small",
+            "sum-small: {model: SUM, budget: none",
+            "runs.sum-small.budget is 'none'; allowed: none for a baseline",
+        ),
+        ("\n  sum-small: {", "\n  sam: {", "runs.sam has the name of a baseline"),
+        (
+            HUMAN,
+            HUMAN + ", uncertainty_loss: true",
+            "runs.human-small.uncertainty_loss is True; allowed: False while unlabeled is false",
+        ),
+        (
+            HUMAN,
+            HUMAN + ", theta: 0.5",
+            "runs.human-small.theta is 0.5; allowed: None while unlabeled is false",
+        ),
+        (
+            HUMAN,
+            HUMAN + ", tuning: lorra",
+            "runs.human-small.tuning is 'lorra'; allowed: one of full, decoder, adapter, lora, hq",
+        ),
+        (
+            f"{SUM}, pseudo_labels: small, unlabeled: true, uncertainty_loss: true",
+            f"{SUM}, pseudo_labels: small, consistency: mixed, unlabeled: true",
+            "runs.sum-small.uncertainty_sampling is True; allowed: False with consistency alone, whose masks have no certainty",
+        ),
+        (
+            SUM,
+            SUM + ", consistency: mixed, tuning: hq",
+            "runs.sum-small.consistency is 'mixed'; allowed: 'none' with tuning hq, which trains on one prompt",
+        ),
+        (
+            SUM,
+            SUM + ", consistency: box, uncertainty: discrepancy",
+            "runs.sum-small.uncertainty is 'discrepancy'; allowed: 'refinement' with consistency",
+        ),
+        (
+            f"{SUM}, pseudo_labels: small",
+            f"{SUM}, pseudo_labels: medium",
+            "runs.sum-small.pseudo_labels is 'medium'; allowed with budget small: one of small, small-vit_l",
+        ),
+        (
+            SUM,
+            SUM + ", backbone: vit_x",
+            "runs.sum-small.backbone is 'vit_x'; allowed: one of vit_h, vit_l, vit_b",
+        ),
+        ("    vit_b: {type: micro_b", "    vit_b: {type: micro_c", "backbones.smoke.vit_b.type is 'micro_c'"),
+        (
+            SUM,
+            SUM + ", uncertainty: entropy",
+            "runs.sum-small.uncertainty is 'entropy'; allowed: one of refinement, confidence, discrepancy",
+        ),
+    ],
+)
 def test_bad_parameters_are_refused(tmp_path, old, new, message):
     assert re.match(re.escape(f"params.yaml: {message}"), refused(tmp_path, old, new))
 
@@ -142,5 +256,7 @@ def test_bad_parameters_are_refused(tmp_path, old, new, message):
 def test_unknown_profile_and_missing_file(tmp_path):
     with pytest.raises(ConfigError, match="no profile 'tiny' in section model; it has smoke, micro, paper"):
         load_config("tiny")
-    with pytest.raises(FileNotFoundError, match="params.yaml not found; restore it with `git checkout params.yaml`"):
+    with pytest.raises(
+        FileNotFoundError, match="params.yaml not found; restore it with `git checkout params.yaml`"
+    ):
         load_config(path=tmp_path / "params.yaml")

@@ -23,8 +23,12 @@ def scene(certain: float = 1.0):
 def test_by_hand():
     image, target, certainty = scene()
     left, right = F.normalize(torch.tensor([3.0, 1.0]), dim=0), F.normalize(torch.tensor([1.0, 2.0]), dim=0)
-    embedding = torch.stack([3 * left, 7 * right], 1)[None, :, None, :].expand(1, 2, 2, 2)  # both cells of a column are alike
-    found = contrastive_loss(embedding, image, target, certainty, generator=rng(), anchors=3, negatives=5, temperature=0.5)
+    embedding = torch.stack([3 * left, 7 * right], 1)[None, :, None, :].expand(
+        1, 2, 2, 2
+    )  # both cells of a column are alike
+    found = contrastive_loss(
+        embedding, image, target, certainty, generator=rng(), anchors=3, negatives=5, temperature=0.5
+    )
     same, other = math.exp(1 / 0.5), math.exp(float(left @ right) / 0.5)
     assert found.item() == pytest.approx(-math.log(same / (same + 5 * other)))
 

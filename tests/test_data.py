@@ -15,12 +15,12 @@ from PIL import Image
 from scenes import SCENES
 
 import sumlib.data.registry
-from sumlib.data.registry import REGISTRY, TASK_GROUPS, open_dataset
-from sumlib.data.layouts.coco import PACKS, decode, run_total
-from sumlib.micro.export import masks_of, write_dataset
-from sumlib.data.images import read_image, read_mask
-from sumlib.micro.truth import open_truth
 from sumlib.base.masks import rle_encode
+from sumlib.data.images import read_image, read_mask
+from sumlib.data.layouts.coco import PACKS, decode, run_total
+from sumlib.data.registry import REGISTRY, TASK_GROUPS, open_dataset
+from sumlib.micro.export import masks_of, write_dataset
+from sumlib.micro.truth import open_truth
 
 PACKAGE = Path(sumlib.data.__file__).parent.parent
 TASKS = {"salient": 1, "entity": 2, "part": 3}
@@ -34,7 +34,9 @@ def same(found, expected) -> bool:
     return len(found) == len(expected) and as_set(found) == as_set(expected)
 
 
-LEVELS = [(name, level) for level, names in TASK_GROUPS.items() for name in names if name != "Fashionpedia-subpart"]
+LEVELS = [
+    (name, level) for level, names in TASK_GROUPS.items() for name in names if name != "Fashionpedia-subpart"
+]
 LEVELS += [("EntitySeg", "entity"), ("HQSeg-44K", "salient")]
 LEVELS += [(f"{group}-{level}", level) for group in ("Internal", "dev") for level in TASKS]
 
@@ -114,7 +116,9 @@ def test_fashionpedia_subpart_is_the_smaller_half(tmp_path):
 
 def test_easyportrait_holds_seven_parts(tmp_path):
     part = np.repeat(np.arange(1, 10, dtype=np.uint8), 4)[None].repeat(20, 0)  # nine stripes
-    scene = SimpleNamespace(**vars(SCENES[0]) | {"part_map": part, "part_owner": dict.fromkeys(range(1, 10), 1)})
+    scene = SimpleNamespace(
+        **vars(SCENES[0]) | {"part_map": part, "part_owner": dict.fromkeys(range(1, 10), 1)}
+    )
     scene.image, scene.entity_map = np.zeros((20, 36, 3), np.uint8), (part > 0).astype(np.uint8)
     write_dataset("EasyPortrait", tmp_path, [scene])
     assert same(open_dataset("EasyPortrait", tmp_path)[0].masks, [part == k for k in range(1, 8)])
@@ -216,7 +220,19 @@ def reachable(package: Path, module: str) -> set[str]:
 TRUTH = {"sumlib.micro.truth", "sumlib.micro.export"}
 
 
-@pytest.mark.parametrize("module", ["train.loop", "train.batches", "pseudo.store", "refiner.module", "config.params", "evaluate", "finetune", "data.registry"])
+@pytest.mark.parametrize(
+    "module",
+    [
+        "train.loop",
+        "train.batches",
+        "pseudo.store",
+        "refiner.module",
+        "config.params",
+        "evaluate",
+        "finetune",
+        "data.registry",
+    ],
+)
 def test_training_never_reaches_the_truth(module):
     modules = reachable(PACKAGE, f"sumlib.{module}")
     assert modules, f"sumlib/{module} is missing"
@@ -231,12 +247,23 @@ def test_only_its_own_modules_name_the_truth():
 
 
 @pytest.mark.parametrize(
-    "line", ["from sumlib.micro import truth", "import sumlib.micro.truth", "from .micro.truth import x", "from sumlib import helper"]
+    "line",
+    [
+        "from sumlib.micro import truth",
+        "import sumlib.micro.truth",
+        "from .micro.truth import x",
+        "from sumlib import helper",
+    ],
 )
 def test_reaching_the_truth_would_be_seen(tmp_path, line):
     package = tmp_path / "sumlib"
     (package / "micro").mkdir(parents=True)
-    for name, text in (("__init__", ""), ("micro/__init__", ""), ("micro/truth", ""), ("train", f"def f():\n    {line}\n")):
+    for name, text in (
+        ("__init__", ""),
+        ("micro/__init__", ""),
+        ("micro/truth", ""),
+        ("train", f"def f():\n    {line}\n"),
+    ):
         (package / f"{name}.py").write_text(text)
     (package / "helper.py").write_text("from .micro import truth\n")
     assert "sumlib.micro.truth" in reachable(package, "sumlib.train")
@@ -285,7 +312,9 @@ def test_coco_segmentations():
     square = np.zeros((6, 8), bool)
     square[1:4, 2:5] = True
     assert (decode([[2, 1, 5, 1, 5, 4, 2, 4]], 6, 8) == square).all()
-    assert (decode({"size": [6, 8], "counts": [13, 3, 3, 3, 3, 3, 20]}, 6, 8) == square).all()  # column by column
+    assert (
+        decode({"size": [6, 8], "counts": [13, 3, 3, 3, 3, 3, 20]}, 6, 8) == square
+    ).all()  # column by column
     assert not decode([], 6, 8).any() and not decode(None, 6, 8).any()
     assert not decode([[2, 1, 5, 4]], 6, 8).any()  # two corners are no polygon, nor a box
     with pytest.raises(ValueError, match="the image"):

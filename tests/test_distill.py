@@ -5,12 +5,23 @@ from functools import partial
 import pytest
 import torch
 
-from sumlib.model.checkpoint import load_sam, read_metadata
 from sumlib.micro.distill import BLOCKS, Distillation, write
 from sumlib.micro.pretrain import FoundationConfig
 from sumlib.micro.scene_store import make_store
+from sumlib.model.checkpoint import load_sam, read_metadata
 
-CONFIG = FoundationConfig(type="micro_b", scenes=4, iterations=2, dense_only=1.0, images=2, prompts=2, workers=1, finish=1, finish_rounds=(2,), lr=1e-3)
+CONFIG = FoundationConfig(
+    type="micro_b",
+    scenes=4,
+    iterations=2,
+    dense_only=1.0,
+    images=2,
+    prompts=2,
+    workers=1,
+    finish=1,
+    finish_rounds=(2,),
+    lr=1e-3,
+)
 
 
 @pytest.fixture(scope="module")
@@ -46,15 +57,24 @@ def test_it_learns_the_embeddings_then_the_masks_and_resumes(teacher, store, tmp
     losses = [whole.iterate(store) for _ in range(2)]
     decoder = "sam.mask_decoder.mask_tokens.weight"
     assert torch.equal(whole.model.state_dict()[decoder], before[decoder])  # embeddings alone so far
-    assert not torch.equal(whole.model.state_dict()["sam.image_encoder.blocks.1.attn.qkv.weight"], before["sam.image_encoder.blocks.1.attn.qkv.weight"])
+    assert not torch.equal(
+        whole.model.state_dict()["sam.image_encoder.blocks.1.attn.qkv.weight"],
+        before["sam.image_encoder.blocks.1.attn.qkv.weight"],
+    )
     losses.append(whole.iterate(store))
     assert not torch.equal(whole.model.state_dict()[decoder], before[decoder])
     again = [killed.iterate(store)]
     killed.save(tmp_path / "last.pt")
     resumed.load(tmp_path / "last.pt")
     again += [resumed.iterate(store) for _ in range(2)]
-    assert again == losses and all(torch.equal(value, resumed.model.state_dict()[name]) for name, value in whole.model.state_dict().items())
-    assert all(torch.equal(a, b) for a, b in zip(teacher.state_dict().values(), whole.teacher.sam.state_dict().values()))
+    assert again == losses and all(
+        torch.equal(value, resumed.model.state_dict()[name])
+        for name, value in whole.model.state_dict().items()
+    )
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(teacher.state_dict().values(), whole.teacher.sam.state_dict().values())
+    )
 
 
 def test_half_precision_is_enough(teacher, tmp_path):
@@ -62,5 +82,8 @@ def test_half_precision_is_enough(teacher, tmp_path):
     expected = {name: value.clone() for name, value in state.model.sam.state_dict().items()}
     write(tmp_path / "b.safetensors", state.model.sam, CONFIG)
     again = load_sam("micro_b", tmp_path / "b.safetensors").state_dict()
-    assert all(torch.allclose(again[name], value, rtol=1e-3, atol=1e-4) and again[name].dtype == torch.float32 for name, value in expected.items())
+    assert all(
+        torch.allclose(again[name], value, rtol=1e-3, atol=1e-4) and again[name].dtype == torch.float32
+        for name, value in expected.items()
+    )
     assert read_metadata(tmp_path / "b.safetensors")["config"]["type"] == "micro_b"

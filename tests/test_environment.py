@@ -31,7 +31,9 @@ def test_lock_satisfies_every_dependency():
         wanted = Requirement(text)
         found = versions.get(canonicalize_name(wanted.name))
         assert found, f"{wanted.name} is not in requirements.lock; run `make lock`"
-        assert all(wanted.specifier.contains(version) for version in found), f"{text} against {found}; run `make lock`"
+        assert all(wanted.specifier.contains(version) for version in found), (
+            f"{text} against {found}; run `make lock`"
+        )
 
 
 def test_lock_has_no_address_of_a_package_host():

@@ -11,23 +11,32 @@ from scenes import make_scene
 from small import small_sum
 from torch.nn import functional as F
 
-from sumlib.model.checkpoint import load_sam, load_sum, save_sam, save_sum
+from sumlib.base.masks import jittered_boxes, mask_box
 from sumlib.config.params import load_config
 from sumlib.data.registry import open_dataset
-from sumlib.micro.export import write_dataset
 from sumlib.finetune import finetune
-from sumlib.base.masks import jittered_boxes, mask_box
+from sumlib.methods.teacher import Teacher
 from sumlib.metrics import mask_iou
+from sumlib.micro.export import write_dataset
+from sumlib.model.checkpoint import load_sam, load_sum, save_sam, save_sum
 from sumlib.model.sum import Sum
 from sumlib.pipeline.smoke import pseudo_labels
 from sumlib.train.batches import Batch, HumanSource, PseudoSource, collate
-from sumlib.train.interactive import _first_prompt, _next_prompt, consistency_step, interactive_step, mask_losses
-from sumlib.methods.teacher import Teacher
+from sumlib.train.interactive import (
+    _first_prompt,
+    _next_prompt,
+    consistency_step,
+    interactive_step,
+    mask_losses,
+)
 from sumlib.train.tuning import parameter_groups
 
 SMOKE = load_config("smoke")
 CONFIG = replace(SMOKE.finetune, rounds=4, bf16=False)
-RUNS = {name: SMOKE.run(f"{name}-medium") for name in ("human", "vanilla", "sum", "mask-refinement", "sum-no-task-prompt", "sum-continuous")}
+RUNS = {
+    name: SMOKE.run(f"{name}-medium")
+    for name in ("human", "vanilla", "sum", "mask-refinement", "sum-no-task-prompt", "sum-continuous")
+}
 
 
 def rng(seed: int = 0) -> torch.Generator:
@@ -47,8 +56,12 @@ def pseudo_label(scene) -> SimpleNamespace:
     masks = np.stack([scene.entity_map == 1, scene.entity_map == 2])
     refined = masks.copy()
     refined[:, :6] = False
-    certainty = np.where(np.arange(masks.shape[2]) < 20, 1, 0.25).astype(np.float32) * np.ones(masks.shape, np.float32)
-    return SimpleNamespace(masks=masks, refined=refined, points=np.array([[5.0, 10.0], [15.0, 10.0]]), certainty=certainty)
+    certainty = np.where(np.arange(masks.shape[2]) < 20, 1, 0.25).astype(np.float32) * np.ones(
+        masks.shape, np.float32
+    )
+    return SimpleNamespace(
+        masks=masks, refined=refined, points=np.array([[5.0, 10.0], [15.0, 10.0]]), certainty=certainty
+    )
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +86,9 @@ def human(root):
 @pytest.fixture(scope="module")
 def pseudo(root):
     images = open_dataset("SA-1B", root)
-    return PseudoSource(images, Labels({name: pseudo_label(make_scene(0)) for name in images.names[:3]}), "sam")
+    return PseudoSource(
+        images, Labels({name: pseudo_label(make_scene(0)) for name in images.names[:3]}), "sam"
+    )
 
 
 def square(*corners: tuple[int, int, int, int], size: int = 16) -> torch.Tensor:
@@ -89,7 +104,9 @@ def hand_batch(target: torch.Tensor, certainty=None, backup=None) -> Batch:
     n, size = len(target), target.shape[-1]
     backup = torch.full((n, 2), -1.0) if backup is None else torch.tensor(backup).expand(n, 2)
     certainty = torch.ones(target.shape) if certainty is None else certainty
-    return Batch(torch.zeros(1, 3, size, size), torch.zeros(n).long(), target, certainty, backup, torch.zeros(n).long())
+    return Batch(
+        torch.zeros(1, 3, size, size), torch.zeros(n).long(), target, certainty, backup, torch.zeros(n).long()
+    )
 
 
 # ---- prompts -----------------------------------------------------------------------------------------------------------
@@ -99,10 +116,20 @@ def test_half_of_the_first_prompts_are_boxes_the_others_points_inside():
     target = square(*[(4, 5, 11, 13)] * 400)
     xy, codes = _first_prompt(hand_batch(target), None, rng())
     boxed = codes[:, 0] == 2
-    assert 160 < boxed.sum() < 240 and codes[boxed].unique(dim=0).tolist() == [[2, 3]] and codes[~boxed].unique(dim=0).tolist() == [[1, -1]]
+    assert (
+        160 < boxed.sum() < 240
+        and codes[boxed].unique(dim=0).tolist() == [[2, 3]]
+        and codes[~boxed].unique(dim=0).tolist() == [[1, -1]]
+    )
     points = xy[~boxed, 0].long()
-    assert (points >= torch.tensor([4, 5])).all() and (points <= torch.tensor([11, 13])).all() and len(points.unique(dim=0)) > 50
-    assert (xy[boxed] - torch.tensor([[4.0, 5.0], [11.0, 13.0]])).abs().max() <= 0.8 + 1e-6  # a tenth of 8 pixels at most
+    assert (
+        (points >= torch.tensor([4, 5])).all()
+        and (points <= torch.tensor([11, 13])).all()
+        and len(points.unique(dim=0)) > 50
+    )
+    assert (
+        xy[boxed] - torch.tensor([[4.0, 5.0], [11.0, 13.0]])
+    ).abs().max() <= 0.8 + 1e-6  # a tenth of 8 pixels at most
 
 
 def test_jitter_goes_both_ways_and_stays_in_the_frame():
@@ -138,7 +165,9 @@ def test_without_an_error_pseudo_labels_use_their_own_point_and_human_masks_none
     point, label = _next_prompt(hand_batch(target, backup=[4.0, 6.0]), target, None, rng())
     assert (point.tolist(), label.tolist()) == ([[[4.0, 6.0]]], [[1]])
     uncertain = torch.zeros(target.shape)
-    point, label = _next_prompt(hand_batch(target, uncertain, [4.0, 6.0]), ~target, uncertain, rng())  # an error, but no certain pixel
+    point, label = _next_prompt(
+        hand_batch(target, uncertain, [4.0, 6.0]), ~target, uncertain, rng()
+    )  # an error, but no certain pixel
     assert (point.tolist(), label.tolist()) == ([[[4.0, 6.0]]], [[1]])
 
 
@@ -169,12 +198,21 @@ def mixed(model, human, pseudo, prompts: int = 2) -> Batch:
 def test_rounds_get_the_prompts_of_the_paper(model, human, pseudo, monkeypatch):
     calls = record(model, monkeypatch)
     interactive_step(model, mixed(model, human, pseudo), RUNS["sum"], CONFIG, rng())
-    assert [codes.shape for codes, *_ in calls] == [(4, 2), (4, 3), (4, 4), (4, 4)]  # a point more each round, none in the last
+    assert [codes.shape for codes, *_ in calls] == [
+        (4, 2),
+        (4, 3),
+        (4, 4),
+        (4, 4),
+    ]  # a point more each round, none in the last
     assert all(torch.equal(a[:, : b.shape[1]], b) for (a, *_), (b, *_) in zip(calls[1:], calls))
-    assert calls[0][2] is None and all(mask.shape == (4, 1, 32, 32) and not mask.requires_grad for *_, mask in calls[1:])
+    assert calls[0][2] is None and all(
+        mask.shape == (4, 1, 32, 32) and not mask.requires_grad for *_, mask in calls[1:]
+    )
 
 
-@pytest.mark.parametrize(("run", "rounds"), [("vanilla", 0), ("sum-no-task-prompt", 0), ("sum", 1), ("sum-continuous", 4)])
+@pytest.mark.parametrize(
+    ("run", "rounds"), [("vanilla", 0), ("sum-no-task-prompt", 0), ("sum", 1), ("sum-continuous", 4)]
+)
 def test_rounds_get_the_task_prompt_that_the_run_says(model, human, pseudo, monkeypatch, run, rounds):
     calls, batch = record(model, monkeypatch), mixed(model, human, pseudo)
     interactive_step(model, batch, RUNS[run], CONFIG, rng())
@@ -189,11 +227,15 @@ def test_every_run_sees_as_many_prompts(model, human, pseudo, monkeypatch):
         with monkeypatch.context() as patch:
             calls = record(model, patch)
             plan = zip((human, pseudo), SMOKE.prompts_per_iteration(run))
-            drawn = [source.draw(model, prompts, rng(k)) for source, each in plan for k, prompts in enumerate(each)]
+            drawn = [
+                source.draw(model, prompts, rng(k)) for source, each in plan for k, prompts in enumerate(each)
+            ]
             interactive_step(model, collate(drawn), run, CONFIG, rng())
             counts[name] = [codes.shape for codes, *_ in calls]
     assert all(shapes == counts["sum"] for shapes in counts.values())
-    assert SMOKE.prompts_per_iteration(RUNS["human"]) == ([2, 2], []) and SMOKE.prompts_per_iteration(RUNS["sum"]) == ([1], [3])
+    assert SMOKE.prompts_per_iteration(RUNS["human"]) == ([2, 2], []) and SMOKE.prompts_per_iteration(
+        RUNS["sum"]
+    ) == ([1], [3])
 
 
 def gradients(model, batch, run, step=interactive_step, config=CONFIG) -> dict[str, torch.Tensor]:
@@ -224,14 +266,27 @@ def one_graph(model, batch, run, config, generator) -> None:
     xy, codes = _first_prompt(batch, weight, generator)
     total, shown = 0.0, None
     for number in range(config.rounds):
-        tasks = batch.task if run.task_prompt == "continuous" or (run.task_prompt == "first" and number == 0) else None
+        tasks = (
+            batch.task
+            if run.task_prompt == "continuous" or (run.task_prompt == "first" and number == 0)
+            else None
+        )
         low, score = model.decode_codes(embedding, xy, codes, mask_inputs=shown, tasks=tasks)
         outputs = [1, 2, 3] if number == 0 else [0]
         each = mask_losses(low[:, outputs], batch, certainty, config)
         best = each.argmin(1)
         mask = low[:, outputs][rows, best]
         prediction = mask.detach() > 0
-        total = total + (each[rows, best] + config.iou_weight * F.mse_loss(score[:, outputs][rows, best], mask_iou(prediction, batch.target), reduction="none")).mean()
+        total = (
+            total
+            + (
+                each[rows, best]
+                + config.iou_weight
+                * F.mse_loss(
+                    score[:, outputs][rows, best], mask_iou(prediction, batch.target), reduction="none"
+                )
+            ).mean()
+        )
         shown = mask.detach()[:, None]
         if number < config.rounds - 2:
             point, label = _next_prompt(batch, prediction, weight, generator)
@@ -245,14 +300,26 @@ def test_gradients_are_those_of_one_graph(model, human, pseudo, run):
     with torch.no_grad():
         model.task_prompt.weight[1:] = torch.randn(3, 32, generator=rng())
     ours, plain = (gradients(model, batch, RUNS[run], step) for step in (interactive_step, one_graph))
-    assert ours.keys() == plain.keys() and "sam.image_encoder.pos_embed" in ours and ("task_prompt.weight" in ours) == (run != "vanilla")
+    assert (
+        ours.keys() == plain.keys()
+        and "sam.image_encoder.pos_embed" in ours
+        and ("task_prompt.weight" in ours) == (run != "vanilla")
+    )
     for name, value in plain.items():
-        torch.testing.assert_close(ours[name], value, rtol=1e-3, atol=1e-5 * max(1.0, value.abs().max().item()), msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            ours[name],
+            value,
+            rtol=1e-3,
+            atol=1e-5 * max(1.0, value.abs().max().item()),
+            msg=lambda text, name=name: f"{name}: {text}",
+        )
     assert max(value.abs().max() for value in plain.values()) > 1e-3
 
 
 def test_a_frozen_encoder_gets_no_gradient(model, human, pseudo):
-    found = gradients(model, mixed(model, human, pseudo), RUNS["sum"], config=replace(CONFIG, encoder_lr_scale=0.0))
+    found = gradients(
+        model, mixed(model, human, pseudo), RUNS["sum"], config=replace(CONFIG, encoder_lr_scale=0.0)
+    )
     assert found and not any(name.startswith("sam.image_encoder") for name in found)
 
 
@@ -260,8 +327,12 @@ def test_mask_losses_by_hand(human, model):
     batch = hand_batch(square((0, 0, 15, 7)))
     logits, certainty = torch.zeros(1, 1, 16, 16), torch.full((1, 16, 16), 0.5)
     focal = 0.5 * (0.25 + 0.75) * 0.25 * np.log(2)
-    assert mask_losses(logits, batch, None, CONFIG).item() == pytest.approx(20 * focal + 1 - (2 * 64 + 1) / (256 + 1))
-    assert mask_losses(logits, batch, certainty, CONFIG).item() == pytest.approx(20 * focal / 2 + 0)  # no pixel above theta
+    assert mask_losses(logits, batch, None, CONFIG).item() == pytest.approx(
+        20 * focal + 1 - (2 * 64 + 1) / (256 + 1)
+    )
+    assert mask_losses(logits, batch, certainty, CONFIG).item() == pytest.approx(
+        20 * focal / 2 + 0
+    )  # no pixel above theta
 
 
 # ---- sources -----------------------------------------------------------------------------------------------------------
@@ -278,9 +349,18 @@ def test_pseudo_labels_come_with_certainty_and_point_in_the_models_frame(model, 
     label = pseudo_label(make_scene(0))
     for kind, masks in (("sam", label.masks), ("refined", label.refined)):
         batch = PseudoSource(images, Labels({images.names[2]: label}), kind).draw(model, 2, rng())
-        order = [int((batch.target[k, :24] != torch.from_numpy(masks[0])).any()) for k in range(2)]  # 24 x 32 in a frame of 32 x 32
-        assert sorted(order) == [0, 1] and torch.equal(batch.target[:, :24], torch.from_numpy(masks[order])) and not batch.target[:, 24:].any()
-        assert torch.equal(batch.certainty[:, :24], torch.from_numpy(label.certainty[order])) and not batch.certainty[:, 24:].any()
+        order = [
+            int((batch.target[k, :24] != torch.from_numpy(masks[0])).any()) for k in range(2)
+        ]  # 24 x 32 in a frame of 32 x 32
+        assert (
+            sorted(order) == [0, 1]
+            and torch.equal(batch.target[:, :24], torch.from_numpy(masks[order]))
+            and not batch.target[:, 24:].any()
+        )
+        assert (
+            torch.equal(batch.certainty[:, :24], torch.from_numpy(label.certainty[order]))
+            and not batch.certainty[:, 24:].any()
+        )
         assert batch.backup.tolist() == label.points[order].tolist() and batch.task.tolist() == [0, 0]
         assert torch.equal(batch.pixels[0], model.preprocess(images[2].image))
 
@@ -312,7 +392,11 @@ def whole(root, tmp_path_factory):
         torch.manual_seed(0)
         sam = load_sam("micro")
     save_sam(folder / "sam.safetensors", sam, {"model_type": "micro"})
-    config = replace(SMOKE, data=replace(SMOKE.data, root=str(root)), model=replace(SMOKE.model, checkpoint=str(folder / "sam.safetensors"), sha256=None))
+    config = replace(
+        SMOKE,
+        data=replace(SMOKE.data, root=str(root)),
+        model=replace(SMOKE.model, checkpoint=str(folder / "sam.safetensors"), sha256=None),
+    )
     return config, pseudo_labels(config, folder / "labels")
 
 
@@ -324,9 +408,14 @@ def test_the_same_seed_gives_the_same_weights(whole):
     config, labels = whole
     (first, log), (again, same) = (finetune(config, config.run("sum-medium"), labels) for _ in range(2))
     assert log.equals(same) and list(log.columns) == ["step", "first_round", "last_round", "gradient_norm"]
-    assert all(torch.equal(value, weights(again)[name]) for name, value in weights(first).items()) and not first.training
+    assert (
+        all(torch.equal(value, weights(again)[name]) for name, value in weights(first).items())
+        and not first.training
+    )
     other, _ = finetune(config, config.run("sum-medium-seed1"), labels)
-    assert not torch.equal(other.sam.mask_decoder.mask_tokens.weight, first.sam.mask_decoder.mask_tokens.weight)
+    assert not torch.equal(
+        other.sam.mask_decoder.mask_tokens.weight, first.sam.mask_decoder.mask_tokens.weight
+    )
 
 
 def test_a_killed_run_ends_with_the_same_weights(whole, tmp_path, monkeypatch):
@@ -347,10 +436,20 @@ def test_a_killed_run_ends_with_the_same_weights(whole, tmp_path, monkeypatch):
             finetune(config, run, labels, resume=tmp_path / "run.pt")
     assert (tmp_path / "run.pt").exists()
     resumed, log = finetune(config, run, labels, resume=tmp_path / "run.pt")
-    assert len(log) == 2 and all(torch.equal(value, weights(expected)[name]) for name, value in weights(resumed).items())
+    assert len(log) == 2 and all(
+        torch.equal(value, weights(expected)[name]) for name, value in weights(resumed).items()
+    )
 
 
-@pytest.mark.parametrize(("run", "moved"), [("human-medium", set()), ("sum-no-task-prompt-medium", set()), ("mask-refinement-medium", set()), ("sum-small", {0, 1})])
+@pytest.mark.parametrize(
+    ("run", "moved"),
+    [
+        ("human-medium", set()),
+        ("sum-no-task-prompt-medium", set()),
+        ("mask-refinement-medium", set()),
+        ("sum-small", {0, 1}),
+    ],
+)
 def test_task_vectors_move_only_where_the_run_trains_them(whole, run, moved):
     config, labels = whole
     setting = config.run(run)
@@ -365,18 +464,34 @@ def test_a_run_without_its_labels_says_what_to_do(whole, tmp_path):
         finetune(config, config.run("sum-medium"), tmp_path / "medium.parquet")
 
 
-@pytest.mark.parametrize(("name", "tuning"), [("human-small", "decoder"), ("human-small", "adapter"), ("human-small", "lora"), ("sum-small", "adapter")])
+@pytest.mark.parametrize(
+    ("name", "tuning"),
+    [
+        ("human-small", "decoder"),
+        ("human-small", "adapter"),
+        ("human-small", "lora"),
+        ("sum-small", "adapter"),
+    ],
+)
 def test_lightweight_runs_leave_the_encoders_own_weights_alone(whole, name, tuning, tmp_path):
     config, labels = whole
     run, still = replace(config.run(name), tuning=tuning), tuning != "lora"
     model, _ = finetune(config, run, labels if run.unlabeled else None)
     foundation = Sum(load_sam("micro", config.checkpoint)).state_dict()
-    same = {key: torch.equal(value, foundation[key]) for key, value in model.state_dict().items() if key in foundation}
+    same = {
+        key: torch.equal(value, foundation[key])
+        for key, value in model.state_dict().items()
+        if key in foundation
+    }
     encoder = {key for key in same if key.startswith("sam.image_encoder.")}
-    assert {key for key in encoder if not same[key]} == (set() if still else {key for key in encoder if key.endswith("attn.qkv.weight")})
+    assert {key for key in encoder if not same[key]} == (
+        set() if still else {key for key in encoder if key.endswith("attn.qkv.weight")}
+    )
     assert not all(same[key] for key in same if key.startswith("sam.mask_decoder."))
     adapters = {key for key in model.state_dict() if ".adapter." in key}
-    assert bool(adapters) == (run.tuning == "adapter") and foundation.keys() - model.state_dict().keys() == set()
+    assert (
+        bool(adapters) == (run.tuning == "adapter") and foundation.keys() - model.state_dict().keys() == set()
+    )
     save_sum(tmp_path / "run.safetensors", model, {"model_type": "micro"})
     again = load_sum(tmp_path / "run.safetensors")
     pixels = torch.randn(1, 3, 64, 64, generator=rng())
@@ -388,22 +503,47 @@ def test_theta_and_uncertainty_of_a_run_are_its_own(whole):
     config, labels = whole
     run = config.run("sum-small")
     expected = weights(finetune(config, run, labels)[0])
-    for change in ({"theta": 0.99}, {"uncertainty": "confidence"}, {"uncertainty": "discrepancy"}, {"uncertainty": "two-decoders"}, {"contrast": 1.0}):
+    for change in (
+        {"theta": 0.99},
+        {"uncertainty": "confidence"},
+        {"uncertainty": "discrepancy"},
+        {"uncertainty": "two-decoders"},
+        {"contrast": 1.0},
+    ):
         found = weights(finetune(config, replace(run, **change), labels)[0])
         assert any(not torch.equal(value, expected[name]) for name, value in found.items()), change
-    assert all(torch.equal(value, expected[name]) for name, value in weights(finetune(config, replace(run, theta=config.finetune.theta), labels)[0]).items())
+    assert all(
+        torch.equal(value, expected[name])
+        for name, value in weights(
+            finetune(config, replace(run, theta=config.finetune.theta), labels)[0]
+        ).items()
+    )
 
 
-@pytest.mark.parametrize(("name", "change"), [
-    *(("vanilla-small", {"consistency": kind}) for kind in ("mixed", "mixed-multi", "box", "uniform-point")),
-    ("sum-small", {"uncertainty": "discrepancy"}), ("sum-small", {"consistency": "mixed"}), ("sum-small", {"uncertainty": "two-decoders"}), ("sum-small", {"contrast": 1.0}), ("human-small", {"tuning": "hq"}), ("sum-small", {"tuning": "hq"})])
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        *(
+            ("vanilla-small", {"consistency": kind})
+            for kind in ("mixed", "mixed-multi", "box", "uniform-point")
+        ),
+        ("sum-small", {"uncertainty": "discrepancy"}),
+        ("sum-small", {"consistency": "mixed"}),
+        ("sum-small", {"uncertainty": "two-decoders"}),
+        ("sum-small", {"contrast": 1.0}),
+        ("human-small", {"tuning": "hq"}),
+        ("sum-small", {"tuning": "hq"}),
+    ],
+)
 def test_other_methods_repeat_and_resume(whole, name, change, tmp_path, monkeypatch):
     config, labels = whole
     run = replace(config.run(name), **change)
     expected, log = finetune(config, run, labels)
     assert len(log) == 2 and np.isfinite(log.to_numpy()).all()
     before = Sum(load_sam("micro", config.checkpoint)).state_dict()
-    assert any(not torch.equal(value, before[key]) for key, value in weights(expected).items() if key in before) == (run.tuning != "hq")  # that one is frozen
+    assert any(
+        not torch.equal(value, before[key]) for key, value in weights(expected).items() if key in before
+    ) == (run.tuning != "hq")  # that one is frozen
     steps = []
 
     def dying(self, *args):
@@ -427,14 +567,25 @@ def test_other_methods_repeat_and_resume(whole, name, change, tmp_path, monkeypa
 
 def test_students_learn_the_teachers_masks_on_another_view(model, human, pseudo, monkeypatch):
     seen = []
-    monkeypatch.setattr("sumlib.train.interactive.interactive_step", lambda model, batch, *args, **options: seen.append((batch, options)) or {})
+    monkeypatch.setattr(
+        "sumlib.train.interactive.interactive_step",
+        lambda model, batch, *args, **options: seen.append((batch, options)) or {},
+    )
     batch = collate([pseudo.draw(model, 3, rng())])
     teacher = Teacher(model, 0.9)
     for kind, rounds in (("mixed", 1), ("box", 1), ("mixed-multi", CONFIG.rounds)):
-        consistency_step(model, teacher, batch, replace(RUNS["vanilla"], consistency=kind), CONFIG, rng(1), 1.0)
+        consistency_step(
+            model, teacher, batch, replace(RUNS["vanilla"], consistency=kind), CONFIG, rng(1), 1.0
+        )
         lesson, options = seen.pop()
-        assert options["rounds"] == rounds and not torch.equal(lesson.pixels, batch.pixels) and (lesson.certainty == 1).all()
-        assert torch.equal(lesson.target, teacher.predict(batch.pixels, batch.image, *options["first"], CONFIG.bf16))
+        assert (
+            options["rounds"] == rounds
+            and not torch.equal(lesson.pixels, batch.pixels)
+            and (lesson.certainty == 1).all()
+        )
+        assert torch.equal(
+            lesson.target, teacher.predict(batch.pixels, batch.image, *options["first"], CONFIG.bf16)
+        )
 
 
 @pytest.mark.parametrize(("kind", "boxes"), [("box", 60), ("uniform-point", 0), ("mixed", None)])
@@ -443,7 +594,14 @@ def test_first_prompts_are_of_their_kind(kind, boxes):
     target[:, 4:12, 6:20] = True
     pixels = torch.ones(2, 3, 32, 32)
     pixels[:, :, 24:] = 0  # padding
-    batch = Batch(pixels, torch.arange(60) % 2, target, torch.ones(target.shape), torch.full((60, 2), -1.0), torch.zeros(60, dtype=torch.long))
+    batch = Batch(
+        pixels,
+        torch.arange(60) % 2,
+        target,
+        torch.ones(target.shape),
+        torch.full((60, 2), -1.0),
+        torch.zeros(60, dtype=torch.long),
+    )
     xy, codes = _first_prompt(batch, None, rng(), kind)
     boxed = codes[:, 0] == 2
     assert boxed.sum() == boxes if boxes is not None else 15 < boxed.sum() < 45
@@ -464,7 +622,13 @@ def test_consistency_beside_pseudo_labels_shares_their_weight(whole, monkeypatch
         monkeypatch.setattr(f"sumlib.{module}.interactive_step", step)
     finetune(config, replace(config.run("sum-small"), consistency="mixed"), labels)
     (human, h, _), (lesson, n, special), (own, m, _) = seen[:3]
-    assert n == m and special and lesson == own and human + 2 * own == pytest.approx(1) and human / h == pytest.approx(2 * own / n)
+    assert (
+        n == m
+        and special
+        and lesson == own
+        and human + 2 * own == pytest.approx(1)
+        and human / h == pytest.approx(2 * own / n)
+    )
 
 
 @pytest.mark.parametrize("uncertainty", ["refinement", "discrepancy", "two-decoders"])
@@ -475,7 +639,9 @@ def test_one_process_trains_as_two_do_to_the_bit(whole, monkeypatch, uncertainty
         monkeypatch.setenv("SUM_PROCESSES", processes)
         found.append(finetune(config, replace(config.run("sum-small"), uncertainty=uncertainty), labels))
     (one, log), (two, other) = found
-    assert log.equals(other) and all(torch.equal(value, weights(two)[key]) for key, value in weights(one).items())
+    assert log.equals(other) and all(
+        torch.equal(value, weights(two)[key]) for key, value in weights(one).items()
+    )
 
 
 def test_the_second_decoder_learns_by_itself_and_is_thrown_away(whole, monkeypatch):
@@ -486,13 +652,19 @@ def test_the_second_decoder_learns_by_itself_and_is_thrown_away(whole, monkeypat
         learners.append((isinstance(model.sam.image_encoder, torch.nn.Identity), options.get("rounds")))
         before = weights(model)
         found = interactive_step(model, batch, *args, **options)
-        assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in model.sam.mask_decoder.parameters()) and before.keys() == weights(model).keys()
+        assert (
+            any(p.grad is not None and p.grad.abs().sum() > 0 for p in model.sam.mask_decoder.parameters())
+            and before.keys() == weights(model).keys()
+        )
         return found
 
     for module in ("finetune", "train.interactive"):
         monkeypatch.setattr(f"sumlib.{module}.interactive_step", step)
     model, _ = finetune(config, replace(config.run("sum-small"), uncertainty="two-decoders"), labels)
-    assert learners.count((True, 1)) == config.finetune.iterations and learners.count((False, None)) == config.finetune.iterations
+    assert (
+        learners.count((True, 1)) == config.finetune.iterations
+        and learners.count((False, None)) == config.finetune.iterations
+    )
     assert weights(model).keys() == weights(Sum(load_sam("micro", config.checkpoint))).keys()
 
 

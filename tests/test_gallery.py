@@ -5,9 +5,9 @@ import re
 import pandas as pd
 import pytest
 
-from sumlib.report import results as report
-from sumlib.config.params import load_config
 from sumlib.base.paths import RESULTS
+from sumlib.config.params import load_config
+from sumlib.report import results as report
 
 PAGE = (RESULTS / "README.md").read_text(encoding="utf-8")
 LINKED = {RESULTS / path for path in re.findall(r"\]\(([^)#]+)\)", PAGE)}
@@ -19,13 +19,27 @@ def test_every_link_leads_somewhere():
 
 
 def test_every_table_and_figure_is_shown():
-    made = {path for pattern in ("**/*.png", "tables/*.md", "quality/*.md", "refinement/*.md", "additional/*.md", "claims.md") for path in RESULTS.glob(pattern)}
+    made = {
+        path
+        for pattern in (
+            "**/*.png",
+            "tables/*.md",
+            "quality/*.md",
+            "refinement/*.md",
+            "additional/*.md",
+            "claims.md",
+        )
+        for path in RESULTS.glob(pattern)
+    }
     forgotten = sorted(str(path.relative_to(RESULTS)) for path in made - LINKED)
     assert not forgotten, f"results/README.md does not show {', '.join(forgotten)}"
 
 
 def test_every_figure_has_a_sentence():
-    images, sentences = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", PAGE), re.findall(r"!\[[^\]]*\]\([^)]+\)\n(.*)", PAGE)
+    images, sentences = (
+        re.findall(r"!\[[^\]]*\]\(([^)]+)\)", PAGE),
+        re.findall(r"!\[[^\]]*\]\([^)]+\)\n(.*)", PAGE),
+    )
     assert len(set(images)) == len(sentences) >= 40
     for sentence in sentences:
         assert re.match(r"\*[^*]+\.\* \S.{30,}", sentence), f"what is to be seen? {sentence!r}"
@@ -35,10 +49,18 @@ def test_every_figure_has_a_sentence():
 def test_every_table_of_the_paper_has_its_files_and_every_model_its_run(number):
     folder = {3: "refinement", 19: "additional"}.get(number, "tables")
     for kind in ("md", "csv"):
-        assert (RESULTS / folder / f"table-{number:02d}.{kind}").is_file(), f"dvc repro makes no {folder}/table-{number:02d}.{kind}"
+        assert (RESULTS / folder / f"table-{number:02d}.{kind}").is_file(), (
+            f"dvc repro makes no {folder}/table-{number:02d}.{kind}"
+        )
     runs = {(run.model, run.train_set) for run in load_config("micro").runs.values()}
-    runs |= {(report.ALSO[model], train_set) for model, train_set in runs if model in report.ALSO} | {("Mask-refinement module", "FT-Small")}  # stage refine@small
-    named = report.paper_tables().query("table == @number", local_dict={"number": str(number)})[["model", "train_set"]].drop_duplicates()
+    runs |= {(report.ALSO[model], train_set) for model, train_set in runs if model in report.ALSO} | {
+        ("Mask-refinement module", "FT-Small")
+    }  # stage refine@small
+    named = (
+        report.paper_tables()
+        .query("table == @number", local_dict={"number": str(number)})[["model", "train_set"]]
+        .drop_duplicates()
+    )
     missing = sorted(set(named.itertuples(index=False, name=None)) - runs)
     assert len(named) and not missing, f"table {number} needs runs of {missing} in params.yaml"
 
@@ -53,7 +75,9 @@ def test_every_value_of_the_papers_tables_stands_beside_ours(number):
 def test_every_figure_of_the_paper_has_its_file(number):
     names = [path.stem for path in RESULTS.glob("*/figure-*.png")]
     ranges = [tuple(map(int, re.findall(r"\d+", name))) for name in names]
-    assert any(found[0] <= number <= found[-1] for found in ranges), f"dvc repro makes no figure-{number:02d}.png"
+    assert any(found[0] <= number <= found[-1] for found in ranges), (
+        f"dvc repro makes no figure-{number:02d}.png"
+    )
 
 
 def test_every_claim_of_the_paper_is_judged_and_read():

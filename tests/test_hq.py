@@ -7,9 +7,9 @@ import torch
 from small import small_sum
 from torch.nn import functional as F
 
-from sumlib.model.checkpoint import load_sum, save_sum
 from sumlib.config.params import load_config
 from sumlib.methods.hq_sam import PROMPTS, noised_mask
+from sumlib.model.checkpoint import load_sum, save_sum
 from sumlib.model.micro_sam import build_sam_micro
 from sumlib.model.sum import Sum
 from sumlib.train.tuning import parameter_groups
@@ -36,7 +36,9 @@ def test_without_its_mask_it_is_nearly_sam_and_with_it_the_sum():
     model = hq_sum()
     embedding = model.encode(pixels())
     channels = model.sam.prompt_encoder.embed_dim
-    assert embedding.shape[1] == 3 * channels and torch.equal(embedding[:, :channels], model.sam.image_encoder(pixels()))
+    assert embedding.shape[1] == 3 * channels and torch.equal(
+        embedding[:, :channels], model.sam.image_encoder(pixels())
+    )
     both, score = model.decode_codes(embedding, *click())
     fine, _ = model.train().decode_codes(embedding, *click())
     assert fine.shape == both.shape and torch.equal(fine[:, :1].expand_as(fine), fine)
@@ -72,7 +74,9 @@ def test_task_vectors_change_nothing_until_they_move_and_zero_never_does():
     for table in (model.hq.task_token, model.hq.task_masks):
         table.weight[1:] += torch.randn(table.weight[1:].shape, generator=torch.Generator().manual_seed(2))
     after, _ = model.decode_codes(embedding, *click(), tasks=tasks)
-    assert torch.allclose(after[0], before[0], atol=1e-5) and not torch.allclose(after[1], before[1], atol=1e-2)
+    assert torch.allclose(after[0], before[0], atol=1e-5) and not torch.allclose(
+        after[1], before[1], atol=1e-2
+    )
 
 
 @pytest.mark.parametrize("task_prompt", [False, True])
@@ -80,12 +84,22 @@ def test_only_the_head_is_trained(task_prompt):
     model = hq_sum()
     groups = parameter_groups(model, CONFIG, task_prompt, "hq")
     moving = {name for name, p in model.named_parameters() if p.requires_grad}
-    assert moving == {name for name in dict(model.named_parameters()) if name.startswith("hq.") and (task_prompt or ".task_" not in name)}
-    assert {group["lr"] for group in groups} == {7.0} and sum(len(group["params"]) for group in groups) == len(moving)
+    assert moving == {
+        name
+        for name in dict(model.named_parameters())
+        if name.startswith("hq.") and (task_prompt or ".task_" not in name)
+    }
+    assert {group["lr"] for group in groups} == {7.0} and sum(
+        len(group["params"]) for group in groups
+    ) == len(moving)
     embedding = model.train().encode(pixels())
     logits, _ = model.decode_codes(embedding, *click(), tasks=torch.tensor([0, 1]))
     logits.pow(2).mean().backward()
-    silent = {name for name, p in model.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())}
+    silent = {
+        name
+        for name, p in model.named_parameters()
+        if p.requires_grad and (p.grad is None or not p.grad.any())
+    }
     assert not silent
     if task_prompt:
         assert not model.hq.task_token.weight.grad[0].any() and model.hq.task_token.weight.grad[1].any()

@@ -5,17 +5,23 @@ from dataclasses import replace
 import pytest
 import torch
 
-from sumlib.model.checkpoint import save_sum
 from sumlib.config.params import load_config
+from sumlib.model.checkpoint import save_sum
 from sumlib.model.foundation import SELF, load_foundation, load_labeller
 
 SMOKE = load_config("smoke")
 
 
 def test_each_backbone_is_its_own_model():
-    depths = {name: len(load_foundation(SMOKE, name).sam.image_encoder.blocks) for name in ("vit_h", "vit_l", "vit_b")}
+    depths = {
+        name: len(load_foundation(SMOKE, name).sam.image_encoder.blocks)
+        for name in ("vit_h", "vit_l", "vit_b")
+    }
     assert depths == {"vit_h": 6, "vit_l": 4, "vit_b": 2}
-    assert torch.equal(load_labeller(SMOKE, "sam", None).sam.image_encoder.pos_embed, load_foundation(SMOKE).sam.image_encoder.pos_embed)
+    assert torch.equal(
+        load_labeller(SMOKE, "sam", None).sam.image_encoder.pos_embed,
+        load_foundation(SMOKE).sam.image_encoder.pos_embed,
+    )
 
 
 def test_sum_is_the_model_fine_tuned_before(tmp_path):

@@ -40,14 +40,18 @@ def test_dice_is_equation_2(batch):
         overlap = (p * y)[i][certain[i]].sum()
         total = (p + y)[i][certain[i]].sum()
         torch.testing.assert_close(dice_loss(*batch)[i], 1 - (2 * overlap + 1) / (total + 1))
-    torch.testing.assert_close(dice_loss(logits, target)[0], 1 - (2 * (p * y)[0].sum() + 1) / ((p + y)[0].sum() + 1))
+    torch.testing.assert_close(
+        dice_loss(logits, target)[0], 1 - (2 * (p * y)[0].sum() + 1) / ((p + y)[0].sum() + 1)
+    )
 
 
 def test_dice_threshold_is_strict_and_moves():
     logits, target = torch.zeros(1, 1, 2), torch.tensor([[[1.0, 0.0]]])
     certainty = torch.tensor([[[0.5, 0.25]]])
     assert dice_loss(logits, target, certainty, threshold=0.5).tolist() == [0.0]  # no certain pixel
-    assert dice_loss(logits, target, certainty, threshold=0.25, smooth=0.0).item() == pytest.approx(1 - 1 / 1.5)
+    assert dice_loss(logits, target, certainty, threshold=0.25, smooth=0.0).item() == pytest.approx(
+        1 - 1 / 1.5
+    )
     assert dice_loss(logits, target, certainty, threshold=0.0, smooth=0.0).item() == pytest.approx(1 - 1 / 2)
 
 

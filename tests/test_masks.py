@@ -49,7 +49,10 @@ def test_rle_of_constant_masks(value):
 
 
 def test_rle_uncompressed_runs_down_the_columns():
-    assert masks.rle_decode({"size": [2, 3], "counts": [1, 2, 3]}).astype(int).tolist() == [[0, 1, 0], [1, 0, 0]]
+    assert masks.rle_decode({"size": [2, 3], "counts": [1, 2, 3]}).astype(int).tolist() == [
+        [0, 1, 0],
+        [1, 0, 0],
+    ]
 
 
 @pytest.mark.parametrize("counts", [[1, 2], "0121"])
@@ -66,7 +69,9 @@ def test_resize_and_pad_like_sam(size):
     assert (resized == ResizeLongestSide(64).apply_image(image)).all()
     padded = masks.pad_to_square(torch.from_numpy(resized).permute(2, 0, 1), 64)  # (3, 64, 64)
     height, width = resized.shape[:2]
-    assert padded.shape == (3, 64, 64) and (padded[:, :height, :width].permute(1, 2, 0).numpy() == resized).all()
+    assert (
+        padded.shape == (3, 64, 64) and (padded[:, :height, :width].permute(1, 2, 0).numpy() == resized).all()
+    )
     assert not padded[:, height:].any() and not padded[:, :, width:].any()
 
 
@@ -80,7 +85,9 @@ def test_connected_components_against_opencv(random_masks):
         for connectivity in (4, 8):
             labels, areas = masks.connected_components(mask, connectivity)
             count, reference = cv2.connectedComponents(mask.astype(np.uint8), connectivity=connectivity)
-            assert len(areas) == count - 1 and areas.tolist() == [(labels == k + 1).sum() for k in range(count - 1)]
+            assert len(areas) == count - 1 and areas.tolist() == [
+                (labels == k + 1).sum() for k in range(count - 1)
+            ]
             assert len(np.unique(labels * count + reference)) == count  # the same partition
             first = [(labels == k + 1).ravel().argmax() for k in range(count - 1)]
             assert first == sorted(first)

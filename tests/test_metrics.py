@@ -44,7 +44,10 @@ def test_equal_to_the_definition(height, width, ratio):
     pred, target = blobs(16, height, width, seed=0), blobs(16, height, width, seed=1).roll(1, 0)
     pred[2], target[2] = False, False
     iou = [slow_iou(p, t) for p, t in zip(pred.numpy(), target.numpy())]
-    biou = [slow_iou(slow_boundary(p, ratio), slow_boundary(t, ratio)) for p, t in zip(pred.numpy(), target.numpy())]
+    biou = [
+        slow_iou(slow_boundary(p, ratio), slow_boundary(t, ratio))
+        for p, t in zip(pred.numpy(), target.numpy())
+    ]
     assert mask_iou(pred, target).tolist() == np.float32(iou).tolist()
     assert boundary_iou(pred, target, dilation_ratio=ratio).tolist() == np.float32(biou).tolist()
 

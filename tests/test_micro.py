@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sumlib.base.paths import SAMPLE
 from sumlib.data.registry import TASK_GROUPS, open_dataset
 from sumlib.micro.export import masks_of, write_dataset
 from sumlib.micro.sets import SETS, TRUTHS, broad_style, scenes
 from sumlib.micro.world import SIZE, coarse, make_scene
-from sumlib.base.paths import SAMPLE
 from sumlib.report.results import dataset_order
 
 COUNT = 3
@@ -21,7 +21,10 @@ def annotated(path: Path) -> dict[str, tuple]:
     """COCO file -> {image file: (record, [annotation]) without the running numbers}."""
     content = json.loads(path.read_text())
     numbers = ("id", "image_id", "obj_ann_id")
-    found = {record["id"]: (record["file_name"], {k: v for k, v in record.items() if k != "id"}, []) for record in content["images"]}
+    found = {
+        record["id"]: (record["file_name"], {k: v for k, v in record.items() if k != "id"}, [])
+        for record in content["images"]
+    }
     for annotation in content["annotations"]:
         found[annotation["image_id"]][2].append({k: v for k, v in annotation.items() if k not in numbers})
     return {name: (record, masks) for name, record, masks in found.values()}
@@ -37,7 +40,9 @@ def differences(made: Path, kept: Path) -> list[str]:
             wrong.append(f"{name} is missing")
         elif path.suffix == ".json":
             old = annotated(other)
-            wrong += [f"{name}: {image}" for image, content in annotated(path).items() if old.get(image) != content]
+            wrong += [
+                f"{name}: {image}" for image, content in annotated(path).items() if old.get(image) != content
+            ]
         elif path.suffix == ".txt":
             wrong += [name] if not other.read_text().startswith(path.read_text()) else []
         elif path.read_bytes() != other.read_bytes():
@@ -47,7 +52,9 @@ def differences(made: Path, kept: Path) -> list[str]:
 
 @pytest.mark.parametrize("name", SETS)
 def test_the_sample_is_what_the_generator_gives(name, tmp_path):
-    write_dataset(name, tmp_path, list(scenes(name, 1 if name == "BIG" else COUNT)))  # BIG deals its images out by their number
+    write_dataset(
+        name, tmp_path, list(scenes(name, 1 if name == "BIG" else COUNT))
+    )  # BIG deals its images out by their number
     assert len(list(tmp_path.rglob("*.jpg"))) + len(list(tmp_path.rglob("*.png"))) >= 1
     assert differences(tmp_path, SAMPLE) == [], "write it again: python -m sumlib.micro.sets sample"
 
@@ -66,11 +73,16 @@ def test_a_changed_sample_is_seen(tmp_path):
 
 
 def test_sets_are_complete_and_named_as_in_the_paper():
-    assert TASK_GROUPS == dataset_order()
+    assert dataset_order() == TASK_GROUPS
     names = [name for group in TASK_GROUPS.values() for name in group]
-    assert set(names) | {"HQSeg-44K", "EntitySeg", "SA-1B", "internal", "dev"} == set(SETS) and set(TRUTHS) <= set(SETS)
+    assert set(names) | {"HQSeg-44K", "EntitySeg", "SA-1B", "internal", "dev"} == set(SETS) and set(
+        TRUTHS
+    ) <= set(SETS)
     for name in (*names, "HQSeg-44K", "EntitySeg", "SA-1B", "dev-part", "Internal-part"):
-        assert len(open_dataset(name, SAMPLE)) == SETS[{"dev-part": "dev", "Internal-part": "internal"}.get(name, name)].scenes, name
+        assert (
+            len(open_dataset(name, SAMPLE))
+            == SETS[{"dev-part": "dev", "Internal-part": "internal"}.get(name, name)].scenes
+        ), name
     for group, names in TASK_GROUPS.items():
         assert {SETS[name].level for name in names} == {group}
     shifts = [SETS[name].shift for name in names]
@@ -84,9 +96,13 @@ def test_levels_nest(name):
         entities, parts = set(np.unique(scene.entity_map)) - {0}, set(np.unique(scene.part_map)) - {0}
         assert parts == set(scene.part_owner), "a part without pixels or without an entity"
         for part in parts:
-            assert set(np.unique(scene.entity_map[scene.part_map == part])) == {scene.part_owner[part]}, "a part leaves its entity"
+            assert set(np.unique(scene.entity_map[scene.part_map == part])) == {scene.part_owner[part]}, (
+                "a part leaves its entity"
+            )
         members = set(np.unique(scene.entity_map[scene.salient])) - {0}
-        assert np.array_equal(scene.salient, np.isin(scene.entity_map, list(members))), "salient is no union of entities"
+        assert np.array_equal(scene.salient, np.isin(scene.entity_map, list(members))), (
+            "salient is no union of entities"
+        )
         assert len(members) <= 2 and members <= entities
         assert SETS[name].level is None or masks_of(scene, SETS[name].level)
         for level in ("salient", "entity", "part"):
@@ -95,7 +111,9 @@ def test_levels_nest(name):
 
 
 def test_half_the_salient_masks_of_training_are_of_one_object():
-    members = [len(set(np.unique(scene.entity_map[scene.salient])) - {0}) for scene in scenes("HQSeg-44K", 60)]
+    members = [
+        len(set(np.unique(scene.entity_map[scene.salient])) - {0}) for scene in scenes("HQSeg-44K", 60)
+    ]
     assert set(members) == {1, 2} and 0.3 < np.mean(np.array(members) == 1) < 0.7
 
 
@@ -114,7 +132,9 @@ def test_coarse_closes_gaps_and_widens_smooth_outlines():
     y, x = np.mgrid[:SIZE, :SIZE]
     disc = (y - 32) ** 2 + (x - 32) ** 2 <= 15**2
     label = coarse(disc)
-    assert label[disc].all() and 0.5 < np.sqrt(label.sum() / np.pi) - np.sqrt(disc.sum() / np.pi) < 1  # pixels of the radius
+    assert (
+        label[disc].all() and 0.5 < np.sqrt(label.sum() / np.pi) - np.sqrt(disc.sum() / np.pi) < 1
+    )  # pixels of the radius
     dot = np.zeros((SIZE, SIZE), bool)
     dot[10, 10] = True
     assert np.array_equal(coarse(dot), dot)  # nothing would be left

@@ -9,7 +9,16 @@ from segment_anything import SamAutomaticMaskGenerator, SamPredictor, sam_model_
 from small import small_sum
 
 from sumlib.model import checkpoint as module
-from sumlib.model.checkpoint import MODEL_TYPES, CheckpointError, build_like, load_sam, load_sum, read_metadata, save_sam, save_sum
+from sumlib.model.checkpoint import (
+    MODEL_TYPES,
+    CheckpointError,
+    build_like,
+    load_sam,
+    load_sum,
+    read_metadata,
+    save_sam,
+    save_sum,
+)
 from sumlib.model.micro_sam import build_sam_micro
 from sumlib.model.sum import Sum, SumPredictor, decoder_copy
 
@@ -40,7 +49,9 @@ def photo(height, width, seed=0):
 
 
 def embeddings(model, count, seed=0):
-    return draw(count, model.task_prompt.embedding_dim, *model.sam.prompt_encoder.image_embedding_size, seed=seed)
+    return draw(
+        count, model.task_prompt.embedding_dim, *model.sam.prompt_encoder.image_embedding_size, seed=seed
+    )
 
 
 def prompts(model, count, kind):
@@ -59,9 +70,13 @@ def prompts(model, count, kind):
 
 def decoded_by_sam(sam, embedding, *, points=None, labels=None, boxes=None, mask_inputs=None):
     """What SAM's own prompt encoder and decoder give for one image (1, C, h, w): single output, then the three."""
-    sparse, dense = sam.prompt_encoder(points=None if points is None else (points, labels), boxes=boxes, masks=mask_inputs)
-    outputs = [sam.mask_decoder(embedding, sam.prompt_encoder.get_dense_pe(), sparse, dense, multimask_output=many)
-               for many in (False, True)]  # fmt: skip
+    sparse, dense = sam.prompt_encoder(
+        points=None if points is None else (points, labels), boxes=boxes, masks=mask_inputs
+    )
+    outputs = [
+        sam.mask_decoder(embedding, sam.prompt_encoder.get_dense_pe(), sparse, dense, multimask_output=many)
+        for many in (False, True)
+    ]
     return tuple(torch.cat(parts, 1) for parts in zip(*outputs))
 
 
@@ -109,9 +124,11 @@ def test_pixels_to_masks_as_the_official_predictor(micro, size):
     point, box = np.array([[size[1] / 3, size[0] / 2]]), np.array([1, 2, size[1] - 5, size[0] - 3])
     expected, scores, low = predictor.predict(point, np.array([1]), box, return_logits=True)
     logits, iou = micro.decode(
-        micro.encode(pixels[None]), points=micro.to_input_frame(torch.from_numpy(point)[None], size),
-        labels=torch.tensor([[1]]), boxes=micro.to_input_frame(torch.from_numpy(box)[None], size),
-    )  # fmt: skip
+        micro.encode(pixels[None]),
+        points=micro.to_input_frame(torch.from_numpy(point)[None], size),
+        labels=torch.tensor([[1]]),
+        boxes=micro.to_input_frame(torch.from_numpy(box)[None], size),
+    )
     assert np.array_equal(logits[0, 1:].numpy(), low) and np.array_equal(iou[0, 1:].numpy(), scores)
     upscaled = micro.upscale(logits[:, 1:], size)
     assert upscaled.shape == (1, 3, *size) and np.array_equal(upscaled[0].numpy(), expected)
@@ -136,8 +153,12 @@ def test_upscale_and_input_frame_of_vit_b(vit_b):
     model = Sum(vit_b)
     logits = draw(1, 1, 256, 256)
     assert model.input_size(300, 400) == (768, 1024)
-    assert torch.equal(model.upscale(logits, (300, 400)), vit_b.postprocess_masks(logits, (768, 1024), (300, 400)))
-    assert model.to_input_frame(torch.tensor([[100, 50, 200, 150]]), (300, 400)).tolist() == [[256, 128, 512, 384]]
+    assert torch.equal(
+        model.upscale(logits, (300, 400)), vit_b.postprocess_masks(logits, (768, 1024), (300, 400))
+    )
+    assert model.to_input_frame(torch.tensor([[100, 50, 200, 150]]), (300, 400)).tolist() == [
+        [256, 128, 512, 384]
+    ]
     assert model.to_input_frame(torch.tensor([[[100, 50]]]), (300, 400)).tolist() == [[[256, 128]]]
 
 
@@ -149,7 +170,9 @@ def test_prompts_of_two_images_in_one_batch(micro, kind):
     logits, scores = micro.decode(each, tasks=tasks, **given)
     for b in (0, 1):
         rows = image == b
-        alone = micro.decode(each[rows], tasks=tasks[rows], **{name: value[rows] for name, value in given.items()})
+        alone = micro.decode(
+            each[rows], tasks=tasks[rows], **{name: value[rows] for name, value in given.items()}
+        )
         torch.testing.assert_close((logits[rows], scores[rows]), alone, rtol=1e-4, atol=1e-4)
 
 
@@ -158,15 +181,21 @@ def test_mixed_kinds_in_one_batch(micro):
     one, side = embeddings(micro, 1), 64
     given = prompts(micro, 1, "point+box")
     point, box = given["points"][:, :1], given["boxes"]
-    xy = torch.cat([torch.cat([point, torch.zeros(1, 1, 2)], 1), box.view(1, 2, 2), torch.full((1, 2, 2), side / 2.0)])
+    xy = torch.cat(
+        [torch.cat([point, torch.zeros(1, 1, 2)], 1), box.view(1, 2, 2), torch.full((1, 2, 2), side / 2.0)]
+    )
     codes = torch.tensor([[1, -1], [2, 3], [0, -1]])
     logits, scores = micro.decode_codes(one.expand(3, -1, -1, -1), xy, codes)
-    for row, alone in enumerate((
-        micro.decode(one, points=point, labels=torch.tensor([[1]])),
-        micro.decode(one, boxes=box),
-        micro.decode(one, points=xy[2:, :1], labels=torch.tensor([[0]])),
-    )):  # fmt: skip
-        torch.testing.assert_close((logits[row : row + 1], scores[row : row + 1]), alone, rtol=1e-4, atol=1e-4)
+    for row, alone in enumerate(
+        (
+            micro.decode(one, points=point, labels=torch.tensor([[1]])),
+            micro.decode(one, boxes=box),
+            micro.decode(one, points=xy[2:, :1], labels=torch.tensor([[0]])),
+        )
+    ):
+        torch.testing.assert_close(
+            (logits[row : row + 1], scores[row : row + 1]), alone, rtol=1e-4, atol=1e-4
+        )
     with pytest.raises(ValueError, match="both or neither"):
         micro.decode(one, points=point)
 
@@ -181,7 +210,9 @@ def test_task_vector_changes_the_output_only_when_given(micro):
         assert np.array_equal(plain, sam) and not np.array_equal(one, sam)
     one = official.features
     with torch.no_grad():
-        logits, _ = micro.decode(one, points=torch.tensor([[[20.0, 30.0]]]), labels=torch.tensor([[1]]), tasks=torch.tensor([1]))
+        logits, _ = micro.decode(
+            one, points=torch.tensor([[[20.0, 30.0]]]), labels=torch.tensor([[1]]), tasks=torch.tensor([1])
+        )
     assert np.array_equal(logits[0, 1:].numpy(), first[2])
     for bad in (-1, 4):
         with pytest.raises(ValueError, match="0 to 3"):
@@ -199,7 +230,9 @@ def test_the_predictor_refuses_hq_sams_architecture(micro):
 def test_a_decoder_copy_decodes_the_same_and_shares_nothing(micro):
     copy, one = decoder_copy(micro), embeddings(micro, 1)
     given = prompts(micro, 1, "point") | {"tasks": torch.tensor([1])}
-    assert all(torch.equal(a, b) for a, b in zip(copy.decode(copy.encode(one), **given), micro.decode(one, **given)))
+    assert all(
+        torch.equal(a, b) for a, b in zip(copy.decode(copy.encode(one), **given), micro.decode(one, **given))
+    )
     assert not {p.data_ptr() for p in copy.parameters()} & {p.data_ptr() for p in micro.parameters()}
 
 
@@ -207,7 +240,10 @@ def test_a_decoder_copy_decodes_the_same_and_shares_nothing(micro):
 def test_micro_backbones_differ_in_depth_alone(model_type, blocks):
     sam = load_sam(model_type)
     assert len(sam.image_encoder.blocks) == blocks and len(build_like(sam).image_encoder.blocks) == blocks
-    assert sam.image_encoder.blocks[-1].window_size == 0 and sam.mask_decoder.state_dict().keys() == load_sam("micro").mask_decoder.state_dict().keys()
+    assert (
+        sam.image_encoder.blocks[-1].window_size == 0
+        and sam.mask_decoder.state_dict().keys() == load_sam("micro").mask_decoder.state_dict().keys()
+    )
 
 
 def test_no_fresh_sam_of_an_unknown_architecture():
@@ -225,7 +261,9 @@ def test_gradients_reach_the_task_of_the_prompt_alone():
 @torch.no_grad()
 def test_coordinates_stay_exact_under_autocast(micro):
     seen = []
-    hook = micro.sam.mask_decoder.transformer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[1:]))
+    hook = micro.sam.mask_decoder.transformer.register_forward_pre_hook(
+        lambda _, inputs: seen.append(inputs[1:])
+    )
     one, given = embeddings(micro, 1), prompts(micro, 1, "point")
     micro.decode(one, **given)
     with torch.autocast("cpu", torch.bfloat16):
@@ -236,7 +274,9 @@ def test_coordinates_stay_exact_under_autocast(micro):
 
 
 def test_official_automatic_masks(micro):
-    generator = SamAutomaticMaskGenerator(micro.sam, points_per_side=3, pred_iou_thresh=-9, stability_score_thresh=0)
+    generator = SamAutomaticMaskGenerator(
+        micro.sam, points_per_side=3, pred_iou_thresh=-9, stability_score_thresh=0
+    )
     found = generator.generate(photo(48, 64))
     assert found and all(mask["segmentation"].shape == (48, 64) for mask in found)
 
@@ -259,10 +299,16 @@ def test_vit_b_through_pth_and_safetensors(vit_b, tmp_path):
     with pytest.raises(CheckpointError) as caught:
         load_sam("vit_l", tmp_path / "sam.safetensors")
     (tmp_path / "sam.safetensors").unlink()
-    assert "is (1, 64, 64, 768), expected (1, 64, 64, 1024)" in str(caught.value) and "load_sam('vit_b', ...)" in str(caught.value)
+    assert "is (1, 64, 64, 768), expected (1, 64, 64, 1024)" in str(
+        caught.value
+    ) and "load_sam('vit_b', ...)" in str(caught.value)
     for name, weight in vit_b.state_dict().items():
-        assert torch.equal(loaded.state_dict()[name], weight) and torch.equal(again.state_dict()[name], weight)
-    assert not again.training and torch.equal(again.pixel_mean, vit_b.pixel_mean) and again.device.type == "cpu"
+        assert torch.equal(loaded.state_dict()[name], weight) and torch.equal(
+            again.state_dict()[name], weight
+        )
+    assert (
+        not again.training and torch.equal(again.pixel_mean, vit_b.pixel_mean) and again.device.type == "cpu"
+    )
 
 
 def test_sam_and_sum_come_back_as_saved(micro, tmp_path):
@@ -273,12 +319,21 @@ def test_sam_and_sum_come_back_as_saved(micro, tmp_path):
     for a, b in ((sam, micro.sam), (model, micro)):
         assert a.state_dict().keys() == b.state_dict().keys()
         assert_same(a.state_dict().values(), b.state_dict().values())
-        assert not a.training and [p.requires_grad for p in a.parameters()] == [p.requires_grad for p in b.parameters()]
-    assert read_metadata(tmp_path / "sum.safetensors") == read_metadata(tmp_path / "new/sam.safetensors") == notes
+        assert not a.training and [p.requires_grad for p in a.parameters()] == [
+            p.requires_grad for p in b.parameters()
+        ]
+    assert (
+        read_metadata(tmp_path / "sum.safetensors")
+        == read_metadata(tmp_path / "new/sam.safetensors")
+        == notes
+    )
     with torch.no_grad():
         pixels = model.preprocess(photo(50, 64))[None]
         assert torch.equal(model.encode(pixels), micro.encode(pixels))
-    assert [path.name for path in sorted(tmp_path.rglob("*.*"))] == ["sam.safetensors", "sum.safetensors"]  # nothing left over
+    assert [path.name for path in sorted(tmp_path.rglob("*.*"))] == [
+        "sam.safetensors",
+        "sum.safetensors",
+    ]  # nothing left over
 
 
 def test_equal_models_are_equal_files(micro, tmp_path):
@@ -317,7 +372,9 @@ def test_only_what_can_be_loaded_is_saved(micro, tmp_path):
 def test_without_a_checkpoint():
     assert not load_sam("micro").training
     for name in ("vit_x", "default"):
-        with pytest.raises(ValueError, match=f"unknown model_type '{name}'; known are {', '.join(MODEL_TYPES)}"):
+        with pytest.raises(
+            ValueError, match=f"unknown model_type '{name}'; known are {', '.join(MODEL_TYPES)}"
+        ):
             load_sam(name)
 
 
@@ -336,8 +393,16 @@ def load_micro(path, **kwargs):
 def test_missing_checkpoint(tmp_path):
     for path in (tmp_path / "no.safetensors", tmp_path / "no.pth", tmp_path):
         expect_bad(load_micro, path, "no such checkpoint", "dvc repro data.dvc", error=FileNotFoundError)
-    expect_bad(lambda path: load_sam("vit_h", path), tmp_path / "no.pth", "download", "sam_vit_h_4b8939.pth", error=FileNotFoundError)
-    expect_bad(load_sum, tmp_path / "no.safetensors", "no such checkpoint", "dvc repro", error=FileNotFoundError)
+    expect_bad(
+        lambda path: load_sam("vit_h", path),
+        tmp_path / "no.pth",
+        "download",
+        "sam_vit_h_4b8939.pth",
+        error=FileNotFoundError,
+    )
+    expect_bad(
+        load_sum, tmp_path / "no.safetensors", "no such checkpoint", "dvc repro", error=FileNotFoundError
+    )
 
 
 @pytest.mark.parametrize("keep", [0, 4, 100, 0.5, -1])
@@ -355,7 +420,9 @@ def test_truncated_checkpoint(micro, tmp_path, suffix, keep):
         expect_bad(load_sum, path, "truncated", "dvc repro")
 
 
-@pytest.mark.parametrize("data", [b"<html>404 Not Found</html>", bytes(range(256)) * 9, b"PK\x03\x04 no archive"])
+@pytest.mark.parametrize(
+    "data", [b"<html>404 Not Found</html>", bytes(range(256)) * 9, b"PK\x03\x04 no archive"]
+)
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 def test_something_else_as_checkpoint(tmp_path, suffix, data):
     (tmp_path / f"sam{suffix}").write_bytes(data)
@@ -376,10 +443,24 @@ def test_wrong_architecture(micro, tmp_path):
     save_sam(sam, micro.sam, {"model_type": "micro"})
     save_sum(whole, micro, {"model_type": "micro"})
     torch.save(small_sum().sam.state_dict(), other)
-    expect_bad(lambda path: load_sam("vit_b", path), sam, "not a SAM of model_type 'vit_b'", "image_encoder.pos_embed is (1, 16, 16, 128), "
-               "expected (1, 64, 64, 768)", "more", "fit a SAM of model_type 'micro'", "load_sam('micro', ...)")  # fmt: skip
-    expect_bad(load_micro, whole, "image_encoder.pos_embed is missing", "SUM of model_type 'micro'", "load_sum")
-    expect_bad(load_micro, other, "is (1, 8, 8, 32), expected (1, 16, 16, 128)", "fit none of micro, micro_l, micro_b, vit_b, vit_l, vit_h")
+    expect_bad(
+        lambda path: load_sam("vit_b", path),
+        sam,
+        "not a SAM of model_type 'vit_b'",
+        "image_encoder.pos_embed is (1, 16, 16, 128), expected (1, 64, 64, 768)",
+        "more",
+        "fit a SAM of model_type 'micro'",
+        "load_sam('micro', ...)",
+    )
+    expect_bad(
+        load_micro, whole, "image_encoder.pos_embed is missing", "SUM of model_type 'micro'", "load_sum"
+    )
+    expect_bad(
+        load_micro,
+        other,
+        "is (1, 8, 8, 32), expected (1, 16, 16, 128)",
+        "fit none of micro, micro_l, micro_b, vit_b, vit_l, vit_h",
+    )
     expect_bad(load_sum, sam, "not a SUM of model_type 'micro'", "SAM of model_type 'micro'", "load_sam")
     expect_bad(load_sum, other, "not written by save_sum", "fit none of")
 

@@ -7,40 +7,72 @@ from pathlib import Path
 
 import pytest
 
-from sumlib.pipeline import notebook
-from sumlib.pipeline.notebook import NotebookError, code_and_modules, code_of, modules_used, normalise, run, write_code
 from sumlib.base.paths import NOTEBOOKS, ROOT
+from sumlib.pipeline import notebook
+from sumlib.pipeline.notebook import (
+    NotebookError,
+    code_and_modules,
+    code_of,
+    modules_used,
+    normalise,
+    run,
+    write_code,
+)
 
 CELLS = [
     ("markdown", "# Title", None),
     ("code", 'run = "a"\nfails: bool = False', "parameters"),
-    ("code", "%matplotlib inline\nimport os, sys, time   \nimport matplotlib.pyplot as plt\n\nplt.plot([1, 2]); plt.show()\n", None),
+    (
+        "code",
+        "%matplotlib inline\nimport os, sys, time   \nimport matplotlib.pyplot as plt\n\nplt.plot([1, 2]); plt.show()\n",
+        None,
+    ),
     ("code", "", None),
-    ("code", "for i in range(3):\n    print(i, flush=True); print('!', file=sys.stderr, flush=True); time.sleep(0.02)\n"
-             "assert not fails, 'asked to'\nrun, os.getcwd(), object()", None),
+    (
+        "code",
+        "for i in range(3):\n    print(i, flush=True); print('!', file=sys.stderr, flush=True); time.sleep(0.02)\n"
+        "assert not fails, 'asked to'\nrun, os.getcwd(), object()",
+        None,
+    ),
 ]
 
 
 def write_notebook(folder: Path, cells=CELLS, **extra) -> Path:
     """A notebook file `small.ipynb` of (type, source, tag) cells."""
-    cells = [{"cell_type": kind, "id": f"c{i}", "metadata": {"tags": [tag]} if tag else {}, "source": source.splitlines(True)}
-             | ({"outputs": [], "execution_count": None} if kind == "code" else {}) for i, (kind, source, tag) in enumerate(cells)]
+    cells = [
+        {
+            "cell_type": kind,
+            "id": f"c{i}",
+            "metadata": {"tags": [tag]} if tag else {},
+            "source": source.splitlines(True),
+        }
+        | ({"outputs": [], "execution_count": None} if kind == "code" else {})
+        for i, (kind, source, tag) in enumerate(cells)
+    ]
     spec = {"kernelspec": {"name": "python3", "language": "python", "display_name": "any"}}
     path = folder / "small.ipynb"
-    path.write_text(json.dumps({"cells": cells, "metadata": spec, "nbformat": 4, "nbformat_minor": 5} | extra), encoding="utf-8")
+    path.write_text(
+        json.dumps({"cells": cells, "metadata": spec, "nbformat": 4, "nbformat_minor": 5} | extra),
+        encoding="utf-8",
+    )
     return path
 
 
 def test_code_is_the_same_whatever_jupyter_saves(tmp_path):
     path = write_notebook(tmp_path)
     code = code_of(path)
-    assert code.startswith('# %%\nrun = "a"\nfails: bool = False\n\n# %%\n%matplotlib inline\nimport os, sys, time\n')
+    assert code.startswith(
+        '# %%\nrun = "a"\nfails: bool = False\n\n# %%\n%matplotlib inline\nimport os, sys, time\n'
+    )
     assert "Title" not in code and code.count("# %%") == 3 and code.endswith("object()\n")
     saved = json.loads(path.read_text())
     for number, cell in enumerate(saved["cells"]):
         cell |= {"id": f"other{number}", "metadata": {"scrolled": True}, "source": "".join(cell["source"])}
         if cell["cell_type"] == "code":
-            cell |= {"execution_count": 7, "outputs": [{"output_type": "stream", "name": "stdout", "text": "x"}]}
+            cell |= {
+                "execution_count": 7,
+                "outputs": [{"output_type": "stream", "name": "stdout", "text": "x"}],
+            }
     saved["cells"][0]["source"] = "# Better title"
     path.write_text(json.dumps(saved, indent=4))
     assert code_of(path) == code
@@ -65,7 +97,9 @@ def test_failure_is_reported_and_leaves_the_old_output(tmp_path):
     write_notebook(tmp_path)
     output = tmp_path / "out.ipynb"
     output.write_text("old")
-    with pytest.raises(NotebookError, match=r"cell \[4\] of small.ipynb: AssertionError: asked to\nSee .*out.partial.ipynb"):
+    with pytest.raises(
+        NotebookError, match=r"cell \[4\] of small.ipynb: AssertionError: asked to\nSee .*out.partial.ipynb"
+    ):
         run("small", {"fails": True}, output, tmp_path)
     assert output.read_text() == "old" and (tmp_path / "out.partial.ipynb").is_file()
 
@@ -78,7 +112,9 @@ def test_wrong_calls_have_one_clear_message(tmp_path, monkeypatch):
     with pytest.raises(NotebookError, match="small.ipynb has no parameter 'rum'; it has: run, fails"):
         run("small", {"rum": 1}, output, tmp_path)
     monkeypatch.setenv("DVC_STAGE", "finetune@sum-small")
-    with pytest.raises(NotebookError, match="SUM_PROFILE is set; unset it and choose `profile:` in params.yaml"):
+    with pytest.raises(
+        NotebookError, match="SUM_PROFILE is set; unset it and choose `profile:` in params.yaml"
+    ):
         run("small", {}, output, tmp_path)
     path.write_text(path.read_text()[:100])
     with pytest.raises(NotebookError, match="small.ipynb is not a notebook .*restore it with git"):
@@ -87,14 +123,31 @@ def test_wrong_calls_have_one_clear_message(tmp_path, monkeypatch):
 
 
 def test_command_line_fails_with_one_line():
-    command = [sys.executable, "-m", "sumlib.pipeline.notebook", "run", "nothing", "--output", "artifacts/nothing.ipynb"]
+    command = [
+        sys.executable,
+        "-m",
+        "sumlib.pipeline.notebook",
+        "run",
+        "nothing",
+        "--output",
+        "artifacts/nothing.ipynb",
+    ]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 1 and result.stdout == ""
-    assert result.stderr.startswith("error: no notebook 'nothing' in notebooks/") and result.stderr.count("\n") == 1
+    assert (
+        result.stderr.startswith("error: no notebook 'nothing' in notebooks/")
+        and result.stderr.count("\n") == 1
+    )
 
 
 def test_values_of_the_command_line():
-    assert [notebook._literal(text) for text in ("sum-small", "3", "1e-4", "True", "a b")] == ["sum-small", 3, 1e-4, True, "a b"]
+    assert [notebook._literal(text) for text in ("sum-small", "3", "1e-4", "True", "a b")] == [
+        "sum-small",
+        3,
+        1e-4,
+        True,
+        "a b",
+    ]
 
 
 def test_normalising_twice_changes_nothing(tmp_path):
@@ -108,7 +161,11 @@ def test_a_code_file_changes_with_the_modules_that_are_used_and_with_no_other(tm
         (tmp_path / "sumlib" / f"{name}.py").write_text("x = 1\n")
     path = write_notebook(tmp_path, [("code", "from sumlib import used", None)])
     before = code_and_modules(path, tmp_path)
-    assert before.startswith(code_of(path)) and before.splitlines()[-1].startswith("# sumlib/used.py ") and "other" not in before
+    assert (
+        before.startswith(code_of(path))
+        and before.splitlines()[-1].startswith("# sumlib/used.py ")
+        and "other" not in before
+    )
     (tmp_path / "sumlib" / "other.py").write_text("x = 2\n")
     assert code_and_modules(path, tmp_path) == before
     (tmp_path / "sumlib" / "used.py").write_text("x = 2\n")
@@ -117,9 +174,16 @@ def test_a_code_file_changes_with_the_modules_that_are_used_and_with_no_other(tm
 
 def test_every_notebook_gets_its_code_file(tmp_path):
     written = write_code(output=tmp_path / "code")
-    assert [path.stem for path in written] == sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb")) and len(written) > 10
+    assert [path.stem for path in written] == sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb")) and len(
+        written
+    ) > 10
     text = (tmp_path / "code" / "finetune.py").read_text()
-    assert "# sumlib/finetune.py " in text and "# sumlib/losses.py " in text and "# sumlib/report/results.py" not in text and "# sumlib/pipeline/notebook.py" not in text
+    assert (
+        "# sumlib/finetune.py " in text
+        and "# sumlib/losses.py " in text
+        and "# sumlib/report/results.py" not in text
+        and "# sumlib/pipeline/notebook.py" not in text
+    )
 
 
 def test_modules_used_follows_real_imports(tmp_path):
@@ -138,4 +202,11 @@ def test_modules_used_follows_real_imports(tmp_path):
     for name, text in files.items():
         (package / name).write_text(text)
     used = modules_used("%matplotlib inline\nimport sumlib.a as a\nfrom sumlib import lazy\n", tmp_path)
-    assert [path.as_posix().removeprefix("sumlib/") for path in used] == ["a.py", "b.py", "lazy.py", "sub/__init__.py", "sub/c.py", "sub/d.py"]
+    assert [path.as_posix().removeprefix("sumlib/") for path in used] == [
+        "a.py",
+        "b.py",
+        "lazy.py",
+        "sub/__init__.py",
+        "sub/c.py",
+        "sub/d.py",
+    ]

@@ -21,7 +21,12 @@ def test_workers_average_tensors_and_gradients(tmp_path):
     together(work, 2, tmp_path)
     for rank in range(2):
         first, second, left, right, threads = torch.load(tmp_path / f"{rank}.pt")
-        assert first.tolist() == [1.5, 3.0] and second.item() == 5.0 and left.tolist() == [2.0, 3.0] and right.item() == 1.5
+        assert (
+            first.tolist() == [1.5, 3.0]
+            and second.item() == 5.0
+            and left.tolist() == [2.0, 3.0]
+            and right.item() == 1.5
+        )
         assert threads == 1
 
 
@@ -55,7 +60,9 @@ def test_the_environment_says_how_many_processes(monkeypatch):
     assert processes() == 3
     for wrong in ("0", "-1", "two"):
         monkeypatch.setenv("SUM_PROCESSES", wrong)
-        with pytest.raises(ValueError, match=f"SUM_PROCESSES is '{wrong}'; allowed: a whole number from 1 on"):
+        with pytest.raises(
+            ValueError, match=f"SUM_PROCESSES is '{wrong}'; allowed: a whole number from 1 on"
+        ):
             processes()
 
 

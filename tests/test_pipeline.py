@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from pipeline import ParamsDependency, read_stages, stale
 
+from sumlib.base.paths import NOTEBOOKS, PARAMS, ROOT
 from sumlib.config.params import SECTIONS, load_config
 from sumlib.pipeline.notebook import code_of, notebook_path
-from sumlib.base.paths import NOTEBOOKS, PARAMS, ROOT
 
 DVC = [sys.executable, "-m", "dvc"]
 
@@ -36,15 +36,23 @@ def test_every_run_is_trained_and_evaluated(stages):
     runs = load_config("micro").runs
     tuned = {name for name, run in runs.items() if run.budget != "none"}
     assert {name.split("@")[1] for name in stages if name.startswith("finetune@")} == tuned
-    assert {name.split("@")[1] for name in stages if name.startswith(("evaluate@", "evaluate_baseline@"))} == set(runs)
+    assert {
+        name.split("@")[1] for name in stages if name.startswith(("evaluate@", "evaluate_baseline@"))
+    } == set(runs)
 
 
 def test_code_and_modules_reach_the_stages_through_the_code_files_alone(stages):
     code = stages["code"]
     assert paths(code.deps) == {"notebooks", "sumlib"}
-    assert paths(code.outs) == {f"artifacts/notebooks/code/{path.stem}.py" for path in NOTEBOOKS.glob("*.ipynb")}
+    assert paths(code.outs) == {
+        f"artifacts/notebooks/code/{path.stem}.py" for path in NOTEBOOKS.glob("*.ipynb")
+    }
     for name, stage in stages.items():
-        modules = sorted(path for path in paths(stage.deps) if path.endswith(".py") and not path.startswith("artifacts/notebooks/code/"))
+        modules = sorted(
+            path
+            for path in paths(stage.deps)
+            if path.endswith(".py") and not path.startswith("artifacts/notebooks/code/")
+        )
         assert not modules, f"{name} names {modules}: its code file holds their hashes"
 
 
@@ -55,28 +63,52 @@ def test_stages_depend_on_code_never_on_notebooks(stages):
             assert name == "code", f"{name} runs something else than a notebook"
             continue
         suffix = "@" + name.split("@")[1] if "@" in name else ""
-        assert f"artifacts/notebooks/code/{notebook}.py" in paths(stage.deps), f"{name} does not depend on its code"
-        assert f"artifacts/notebooks/{notebook}{suffix}.ipynb" in paths(stage.outs), f"{name} does not keep its notebook"
+        assert f"artifacts/notebooks/code/{notebook}.py" in paths(stage.deps), (
+            f"{name} does not depend on its code"
+        )
+        assert f"artifacts/notebooks/{notebook}{suffix}.ipynb" in paths(stage.outs), (
+            f"{name} does not keep its notebook"
+        )
         assert not any(path.endswith(".ipynb") for path in paths(stage.deps)), f"{name} depends on a notebook"
-        assert not any(path.split("/")[0] in ("data", "sample") for path in paths(stage.outs)), f"{name} writes to data"
+        assert not any(path.split("/")[0] in ("data", "sample") for path in paths(stage.outs)), (
+            f"{name} writes to data"
+        )
 
 
 def test_stages_name_the_parameters_that_their_notebooks_read(stages):
     for name, stage in stages.items():
         if not (notebook := notebook_of(stage)):
             continue
-        keys = {key.split(".")[0] for dep in stage.deps if isinstance(dep, ParamsDependency) for key in dep.params}
-        tree = ast.parse("\n".join(line for line in code_of(notebook_path(notebook)).splitlines() if not line.startswith(("%", "!"))))
-        attributes = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "config"}
-        read = attributes & SECTIONS.keys() | ({"model", "data"} if attributes & {"checkpoint", "data_root"} else set())
-        assert read <= keys, f"{name} reads config.{', config.'.join(sorted(read - keys))}: name it in dvc.yaml, params"
+        keys = {
+            key.split(".")[0] for dep in stage.deps if isinstance(dep, ParamsDependency) for key in dep.params
+        }
+        tree = ast.parse(
+            "\n".join(
+                line
+                for line in code_of(notebook_path(notebook)).splitlines()
+                if not line.startswith(("%", "!"))
+            )
+        )
+        attributes = {
+            node.attr
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "config"
+        }
+        read = attributes & SECTIONS.keys() | (
+            {"model", "data"} if attributes & {"checkpoint", "data_root"} else set()
+        )
+        assert read <= keys, (
+            f"{name} reads config.{', config.'.join(sorted(read - keys))}: name it in dvc.yaml, params"
+        )
         if attributes & {"run", "runs"}:
             assert keys & {"runs", "baselines"}, f"{name} reads config.runs: name it in dvc.yaml, params"
 
 
 def test_results_belong_to_the_code_in_git():
     reasons = stale(ROOT)
-    assert not reasons, "\n".join(["results are stale; run `make repro`, commit dvc.lock and results/:", *reasons])
+    assert not reasons, "\n".join(
+        ["results are stale; run `make repro`, commit dvc.lock and results/:", *reasons]
+    )
 
 
 # ---- the check itself, on a small pipeline that is really run ----------------------------------------------------------
@@ -91,7 +123,9 @@ def pipeline(tmp_path_factory) -> Path:
     (root / "sample" / "b-c.txt").write_text("b")
     (root / "code.py").write_text("print()")
     (root / ".gitignore").write_text("/artifacts/\n/data\n")
-    (root / "params.yaml").write_text("profile: small\nruns: {one: {x: 1}, two: {x: 2}}\nfit: {small: {lr: 1.0e-4}}\n")
+    (root / "params.yaml").write_text(
+        "profile: small\nruns: {one: {x: 1}, two: {x: 2}}\nfit: {small: {lr: 1.0e-4}}\n"
+    )
     (root / "dvc.yaml").write_text("""stages:
   fit:
     foreach: ${runs}
@@ -105,9 +139,17 @@ def pipeline(tmp_path_factory) -> Path:
     deps: [artifacts/fit, data]
     outs: [{results/tables: {cache: false}}]
 """)
-    for command in ("git init -q", "dvc init -q", "dvc import-url -q sample data", "dvc unfreeze -q data.dvc", "dvc repro -q"):
+    for command in (
+        "git init -q",
+        "dvc init -q",
+        "dvc import-url -q sample data",
+        "dvc unfreeze -q data.dvc",
+        "dvc repro -q",
+    ):
         words = command.split()
-        subprocess.run(DVC + words[1:] if words[0] == "dvc" else words, cwd=root, check=True, capture_output=True)
+        subprocess.run(
+            DVC + words[1:] if words[0] == "dvc" else words, cwd=root, check=True, capture_output=True
+        )
     return root
 
 
@@ -121,24 +163,63 @@ def test_a_reproduced_pipeline_is_not_stale(pipeline):
     assert stale(pipeline) == []
 
 
-@pytest.mark.parametrize(("name", "old", "new", "reasons"), [
-    ("code.py", "print", "int", ["fit@one: input code.py is not", "fit@two: input code.py is not"]),
-    ("params.yaml", "x: 1", "x: 3", ["fit@one: parameter runs.one has changed"]),
-    ("params.yaml", "1.0e-4", "2.0e-4", ["fit@one: parameter fit.small has changed", "fit@two: parameter fit.small has changed"]),
-    ("params.yaml", "two: {", "three: {", ["fit@three has never been run", "fit@two is in dvc.lock but not in dvc.yaml"]),
-    ("sample/set/a.txt", "a", "b", ["fit@one: input data/set is not", "fit@two: input data/set", "tables: input data is", "data.dvc does not belong"]),
-    ("results/tables/all.csv", "a", "b", ["tables: results/tables is missing or not what it has written"]),
-    ("dvc.yaml", "cat artifacts", "head artifacts", ["tables: its command has changed"]),
-    ("dvc.yaml", "[artifacts/fit, data]", "[artifacts/fit, data, code.py]", ["tables: dependency code.py is in only one"]),
-    ("dvc.lock", "outs:\n    - path: artifacts/fit/two.txt\n      hash: md5\n      md5: ", "outs:\n    - path: artifacts/fit/two.txt\n      hash: md5\n      md5: 0",
-     ["tables: input artifacts/fit is not the one it was run with"]),
-    ("data.dvc", "deps:", "frozen: true\ndeps:", ["data.dvc is frozen"]),
-])
+@pytest.mark.parametrize(
+    ("name", "old", "new", "reasons"),
+    [
+        ("code.py", "print", "int", ["fit@one: input code.py is not", "fit@two: input code.py is not"]),
+        ("params.yaml", "x: 1", "x: 3", ["fit@one: parameter runs.one has changed"]),
+        (
+            "params.yaml",
+            "1.0e-4",
+            "2.0e-4",
+            ["fit@one: parameter fit.small has changed", "fit@two: parameter fit.small has changed"],
+        ),
+        (
+            "params.yaml",
+            "two: {",
+            "three: {",
+            ["fit@three has never been run", "fit@two is in dvc.lock but not in dvc.yaml"],
+        ),
+        (
+            "sample/set/a.txt",
+            "a",
+            "b",
+            [
+                "fit@one: input data/set is not",
+                "fit@two: input data/set",
+                "tables: input data is",
+                "data.dvc does not belong",
+            ],
+        ),
+        (
+            "results/tables/all.csv",
+            "a",
+            "b",
+            ["tables: results/tables is missing or not what it has written"],
+        ),
+        ("dvc.yaml", "cat artifacts", "head artifacts", ["tables: its command has changed"]),
+        (
+            "dvc.yaml",
+            "[artifacts/fit, data]",
+            "[artifacts/fit, data, code.py]",
+            ["tables: dependency code.py is in only one"],
+        ),
+        (
+            "dvc.lock",
+            "outs:\n    - path: artifacts/fit/two.txt\n      hash: md5\n      md5: ",
+            "outs:\n    - path: artifacts/fit/two.txt\n      hash: md5\n      md5: 0",
+            ["tables: input artifacts/fit is not the one it was run with"],
+        ),
+        ("data.dvc", "deps:", "frozen: true\ndeps:", ["data.dvc is frozen"]),
+    ],
+)
 def test_every_kind_of_staleness_is_seen(pipeline, tmp_path, name, old, new, reasons):
     root = shutil.copytree(pipeline, tmp_path / "copy", symlinks=True)
     edit(root, name, old, new)
     found = stale(root)
-    assert len(found) == len(reasons) and all(line.startswith(reason) for line, reason in zip(found, reasons, strict=True)), found
+    assert len(found) == len(reasons) and all(
+        line.startswith(reason) for line, reason in zip(found, reasons, strict=True)
+    ), found
 
 
 def test_a_missing_lock_is_a_clear_failure(pipeline, tmp_path):

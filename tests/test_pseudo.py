@@ -10,18 +10,16 @@ import torch
 from segment_anything import SamAutomaticMaskGenerator
 from segment_anything.utils.amg import rle_to_mask
 
-from sumlib.model.checkpoint import load_sam
+from sumlib.base.paths import SAMPLE
 from sumlib.config.params import PseudoLabelConfig
-from sumlib.data.dataset import Dataset
-from sumlib.data.dataset import Entry
+from sumlib.data.dataset import Dataset, Entry
 from sumlib.micro.world import Style, make_scene
+from sumlib.model.checkpoint import load_sam
 from sumlib.model.micro_sam import build_sam_micro
 from sumlib.model.sum import Sum
-from sumlib.base.paths import SAMPLE
-from sumlib.pseudo.automatic import AutomaticMasks
 from sumlib.pseudo import store
-from sumlib.pseudo.store import PseudoLabels, add_uncertainty, generate
-from sumlib.pseudo.store import decode_map, encode_map, map_logits
+from sumlib.pseudo.automatic import AutomaticMasks
+from sumlib.pseudo.store import PseudoLabels, add_uncertainty, decode_map, encode_map, generate, map_logits
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +43,9 @@ def config(model):
     found = [AutomaticMasks(model, everything)(embed(model, image), image.shape[:2]) for image in images]
     scores, stability = (torch.cat([each[key] for each in found]) for key in ("iou_preds", "stability_score"))
     least = scores.median()
-    return PseudoLabelConfig(6, least.item(), stability[scores > least].quantile(0.3).item(), 0.1, 0.8, 1.0, None)
+    return PseudoLabelConfig(
+        6, least.item(), stability[scores > least].quantile(0.3).item(), 0.1, 0.8, 1.0, None
+    )
 
 
 def scene(seed: int) -> np.ndarray:
@@ -60,7 +60,9 @@ def embed(model: Sum, image: np.ndarray) -> torch.Tensor:
 def unlabeled(count: int) -> Dataset:
     def entry(k: int) -> Entry:
         image = scene(k)[: 64 - 8 * (k % 2)]  # square and oblong images
-        return Entry(f"sa_{k}", Path(f"sa_{k}.jpg"), lambda: (image, np.zeros((0, *image.shape[:2]), bool), {}))
+        return Entry(
+            f"sa_{k}", Path(f"sa_{k}.jpg"), lambda: (image, np.zeros((0, *image.shape[:2]), bool), {})
+        )
 
     return Dataset("SA-1B", 0, [entry(k) for k in range(count)])
 
@@ -73,16 +75,36 @@ def test_masks_are_those_of_the_official_generator(crop):
     find = AutomaticMasks(model, config, batch=50)
     ours = find(embed(model, image), image.shape[:2])
     official = SamAutomaticMaskGenerator(
-        model.sam, points_per_side=8, pred_iou_thresh=config.pred_iou_thresh, stability_score_thresh=config.stability_thresh,
-        stability_score_offset=config.stability_offset, box_nms_thresh=config.nms_thresh, output_mode="uncompressed_rle",
-    ).generate(image)  # fmt: skip
+        model.sam,
+        points_per_side=8,
+        pred_iou_thresh=config.pred_iou_thresh,
+        stability_score_thresh=config.stability_thresh,
+        stability_score_offset=config.stability_offset,
+        box_nms_thresh=config.nms_thresh,
+        output_mode="uncompressed_rle",
+    ).generate(image)
     counts = find.tally.counts
-    assert counts["candidates"] == 192 > counts["predicted_iou"] > counts["stability"] == counts["area"] > counts["nms"] == len(official) >= 3
-    assert find.tally.histograms["predicted_iou"].sum() == 192 and find.tally.histograms["stability"].sum() == counts["predicted_iou"]
+    assert (
+        counts["candidates"]
+        == 192
+        > counts["predicted_iou"]
+        > counts["stability"]
+        == counts["area"]
+        > counts["nms"]
+        == len(official)
+        >= 3
+    )
+    assert (
+        find.tally.histograms["predicted_iou"].sum() == 192
+        and find.tally.histograms["stability"].sum() == counts["predicted_iou"]
+    )
     assert np.allclose(ours["iou_preds"], [item["predicted_iou"] for item in official], atol=1e-5)
     assert np.allclose(ours["stability_score"], [item["stability_score"] for item in official], atol=1e-3)
     assert np.allclose(ours["points"], [item["point_coords"][0] for item in official])
-    differing = [np.sum(mask != rle_to_mask(item["segmentation"])) for mask, item in zip(ours["masks"].numpy(), official)]
+    differing = [
+        np.sum(mask != rle_to_mask(item["segmentation"]))
+        for mask, item in zip(ours["masks"].numpy(), official)
+    ]
     assert sum(differing) <= 1  # a logit may change its sign by rounding
     x0, y0, x1, y1 = ours["boxes"].T
     assert np.array_equal(torch.stack([x0, y0, x1 - x0, y1 - y0], 1), [item["bbox"] for item in official])
@@ -90,7 +112,9 @@ def test_masks_are_those_of_the_official_generator(crop):
 
 
 def test_large_masks_are_dropped(model, config):
-    found = AutomaticMasks(model, dataclasses.replace(config, max_area_fraction=0.3))(embed(model, scene(5)), (64, 64))
+    found = AutomaticMasks(model, dataclasses.replace(config, max_area_fraction=0.3))(
+        embed(model, scene(5)), (64, 64)
+    )
     assert len(found["area"]) and found["area"].max() < 0.3 * 64 * 64
 
 
@@ -121,7 +145,11 @@ def test_a_killed_run_resumes_to_the_same_bytes(model, config, tmp_path, monkeyp
     monkeypatch.undo()
     monkeypatch.setattr(store, "BLOCK", 2)
     made, real = [], store._rows
-    monkeypatch.setattr(store, "_rows", lambda model, samples, find: made.append(samples[0].name) or real(model, samples, find))
+    monkeypatch.setattr(
+        store,
+        "_rows",
+        lambda model, samples, find: made.append(samples[0].name) or real(model, samples, find),
+    )
     generate(model, images, config, tmp_path / "a.parquet", parts=tmp_path / "parts", progress=False)
     assert made == ["sa_4"]
     assert (tmp_path / "a.parquet").read_bytes() == (tmp_path / "whole.parquet").read_bytes()
@@ -133,8 +161,14 @@ def test_parts_of_another_configuration_are_made_again(model, config, tmp_path, 
     generate(model, images, config, tmp_path / "a.parquet", parts=tmp_path / "parts", progress=False)
     strict = dataclasses.replace(config, max_area_fraction=0.3)
     generate(model, images, strict, tmp_path / "b.parquet", parts=tmp_path / "parts", progress=False)
-    assert PseudoLabels(tmp_path / "b.parquet", refined=False).table(["area"])["area"].to_numpy().max() < 0.3 * 64 * 64
-    assert PseudoLabels(tmp_path / "a.parquet", refined=False).table(["area"])["area"].to_numpy().max() >= 0.3 * 64 * 64
+    assert (
+        PseudoLabels(tmp_path / "b.parquet", refined=False).table(["area"])["area"].to_numpy().max()
+        < 0.3 * 64 * 64
+    )
+    assert (
+        PseudoLabels(tmp_path / "a.parquet", refined=False).table(["area"])["area"].to_numpy().max()
+        >= 0.3 * 64 * 64
+    )
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +183,9 @@ def files(model, config, tmp_path_factory) -> tuple[Path, Path]:
         assert logits.shape[1:] == (64, 64) and inside.shape == (len(points),)
         return logits / 2 - 0.5
 
-    add_uncertainty(folder / "masks.parquet", folder / "small.parquet", model, halve, unlabeled(3), progress=False)
+    add_uncertainty(
+        folder / "masks.parquet", folder / "small.parquet", model, halve, unlabeled(3), progress=False
+    )
     return folder / "masks.parquet", folder / "small.parquet"
 
 
@@ -164,11 +200,18 @@ def test_what_is_read_is_what_was_found(model, config, files, memory):
             assert np.array_equal(label.masks, found["masks"]) and label.masks.dtype == bool
             s = found["low"][:, :height, :width]
             r = map_logits((255 * s.sigmoid()).round()) / 2 - 0.5
-            assert label.certainty.shape == label.refined.shape == label.masks.shape and label.certainty.dtype == np.float32
-            assert np.abs(label.certainty - (1 - (s.sigmoid() - r.sigmoid()).abs()).numpy()).max() < 1.01 / 255
+            assert (
+                label.certainty.shape == label.refined.shape == label.masks.shape
+                and label.certainty.dtype == np.float32
+            )
+            assert (
+                np.abs(label.certainty - (1 - (s.sigmoid() - r.sigmoid()).abs()).numpy()).max() < 1.01 / 255
+            )
             assert np.array_equal(label.refined[(r.abs() > 0.02).numpy()], (r > 0)[r.abs() > 0.02])
             assert np.allclose(label.points, found["points"]) and np.allclose(label.boxes, found["boxes"])
-            assert np.allclose(label.predicted_iou, found["iou_preds"]) and np.allclose(label.stability, found["stability_score"])
+            assert np.allclose(label.predicted_iou, found["iou_preds"]) and np.allclose(
+                label.stability, found["stability_score"]
+            )
 
 
 def test_errors_name_the_file_and_the_remedy(model, files, tmp_path):
@@ -183,5 +226,7 @@ def test_errors_name_the_file_and_the_remedy(model, files, tmp_path):
     with pytest.raises(ValueError, match=r"cut\.parquet: not a complete Parquet file"):
         PseudoLabels(tmp_path / "cut.parquet")
     with pytest.raises(ValueError, match="image 'sa_1' is not in SA-1B"):
-        add_uncertainty(files[0], tmp_path / "out.parquet", model, lambda e, s, b, p: s, unlabeled(1), progress=False)
+        add_uncertainty(
+            files[0], tmp_path / "out.parquet", model, lambda e, s, b, p: s, unlabeled(1), progress=False
+        )
     assert not (tmp_path / "out.parquet").exists()

@@ -5,12 +5,13 @@ import pandas as pd
 import pytest
 
 from sumlib.analysis import label_quality as quality
-from sumlib.figures import rounds as figures, label_quality as quality_figures
-from sumlib.config.params import load_config
-from sumlib.micro.truth import open_truth
 from sumlib.base.paths import SAMPLE
-from sumlib.pseudo.store import Label, PseudoLabels
+from sumlib.config.params import load_config
+from sumlib.figures import label_quality as quality_figures
+from sumlib.figures import rounds as figures
+from sumlib.micro.truth import open_truth
 from sumlib.pipeline.smoke import pseudo_labels
+from sumlib.pseudo.store import Label, PseudoLabels
 
 
 def block(y0: int, y1: int, x0: int = 0, x1: int = 10) -> np.ndarray:
@@ -21,8 +22,15 @@ def block(y0: int, y1: int, x0: int = 0, x1: int = 10) -> np.ndarray:
 
 def label(masks: list, refined: list, certainty: float = 1.0) -> Label:
     count = len(masks)
-    return Label(np.stack(masks), np.stack(refined), np.full((count, 10, 10), certainty, np.float32), np.zeros((count, 2), np.float32),
-                 np.zeros((count, 4), np.float32), np.linspace(0.5, 0.9, count), np.full(count, 0.8))  # fmt: skip
+    return Label(
+        np.stack(masks),
+        np.stack(refined),
+        np.full((count, 10, 10), certainty, np.float32),
+        np.zeros((count, 2), np.float32),
+        np.zeros((count, 4), np.float32),
+        np.linspace(0.5, 0.9, count),
+        np.full(count, 0.8),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -37,13 +45,27 @@ def measured(tmp_path_factory):
 
 
 def test_compare_by_hand():
-    truth = {"salient": block(0, 8)[None], "entity": np.stack([block(0, 4), block(4, 8)]), "part": block(0, 2)[None]}
-    found = quality.compare(label([block(0, 2), block(0, 8), block(4, 6), block(9, 10)], [block(0, 1), block(0, 8), block(4, 8), block(9, 10)]), truth)
+    truth = {
+        "salient": block(0, 8)[None],
+        "entity": np.stack([block(0, 4), block(4, 8)]),
+        "part": block(0, 2)[None],
+    }
+    found = quality.compare(
+        label(
+            [block(0, 2), block(0, 8), block(4, 6), block(9, 10)],
+            [block(0, 1), block(0, 8), block(4, 8), block(9, 10)],
+        ),
+        truth,
+    )
     assert found["level"].tolist() == ["part", "salient", "entity", "none"]
     assert found["iou"].tolist() == pytest.approx([1, 1, 0.5, 0])
     assert found["refined_iou"].tolist() == pytest.approx([0.5, 1, 1, 0])  # with the same true mask
-    assert found["biou"].tolist()[:2] == [1, 1] and found["biou"].iloc[3] == found["refined_biou"].iloc[3] == 0
-    assert found["certainty"].tolist() == [1] * 4 and found["predicted_iou"].tolist() == pytest.approx([0.5, 0.9 - 0.8 / 3, 0.9 - 0.4 / 3, 0.9])
+    assert (
+        found["biou"].tolist()[:2] == [1, 1] and found["biou"].iloc[3] == found["refined_biou"].iloc[3] == 0
+    )
+    assert found["certainty"].tolist() == [1] * 4 and found["predicted_iou"].tolist() == pytest.approx(
+        [0.5, 0.9 - 0.8 / 3, 0.9 - 0.4 / 3, 0.9]
+    )
 
 
 def test_a_mask_that_is_entity_and_salient_counts_as_the_finer_level():
@@ -60,7 +82,10 @@ def test_mean_certainty_is_of_the_masks_own_pixels():
 def test_an_image_without_truth_is_named_or_refused(measured):
     labels, truth, _ = measured
     first = labels.images[0]
-    some = {level: dataset[[name != first for name in dataset.names].index(True) :] for level, dataset in truth.items()}
+    some = {
+        level: dataset[[name != first for name in dataset.names].index(True) :]
+        for level, dataset in truth.items()
+    }
     masks, without = quality.compare_all(labels, some, progress=False)
     assert without == ([first] if all(first not in dataset.names for dataset in some.values()) else [])
     assert set(masks["image"]) | set(without) == set(labels.images)
@@ -72,14 +97,30 @@ def test_an_image_without_truth_is_named_or_refused(measured):
 
 def test_compare_all_has_a_row_for_every_mask(measured):
     labels, _, masks = measured
-    assert masks.groupby("image", sort=False).size().to_dict() == {name: len(labels[name].masks) for name in labels.images}
-    assert masks[["iou", "biou", "refined_iou", "refined_biou", "certainty"]].stack().between(0, 1).all() and masks["iou"].max() > 0.5
+    assert masks.groupby("image", sort=False).size().to_dict() == {
+        name: len(labels[name].masks) for name in labels.images
+    }
+    assert (
+        masks[["iou", "biou", "refined_iou", "refined_biou", "certainty"]].stack().between(0, 1).all()
+        and masks["iou"].max() > 0.5
+    )
 
 
 def test_judged_by_its_thresholds():
-    masks = pd.DataFrame({"iou": [0.75, 0.9, 0.7], "biou": [0.6, 0.5, 0.9], "refined_iou": [0.0, 1, 1], "refined_biou": [1.0, 1, 0]})
+    masks = pd.DataFrame(
+        {
+            "iou": [0.75, 0.9, 0.7],
+            "biou": [0.6, 0.5, 0.9],
+            "refined_iou": [0.0, 1, 1],
+            "refined_biou": [1.0, 1, 0],
+        }
+    )
     found = quality.judged(masks)
-    assert found["both"].tolist() == [True, False, False] and found["coverage"].tolist() == [True, True, False]
+    assert found["both"].tolist() == [True, False, False] and found["coverage"].tolist() == [
+        True,
+        True,
+        False,
+    ]
     assert found["refined_both"].tolist() == [False, True, False]
 
 
@@ -102,13 +143,26 @@ def test_separation_is_the_probability_of_a_larger_score():
     scores = np.round(rng.normal(good, 1.0), 1)  # with ties
     pairs = [(a > b) + 0.5 * (a == b) for a in scores[good] for b in scores[~good]]
     found = quality.separation(scores, good)
-    assert found.auc == pytest.approx(np.mean(pairs)) and found.good == np.median(scores[good]) and found.p < 0.05
-    assert np.isnan(quality.separation(scores, np.ones(60, bool)).auc) and np.isnan(quality.separation(scores, np.zeros(60, bool)).good)
+    assert (
+        found.auc == pytest.approx(np.mean(pairs))
+        and found.good == np.median(scores[good])
+        and found.p < 0.05
+    )
+    assert np.isnan(quality.separation(scores, np.ones(60, bool)).auc) and np.isnan(
+        quality.separation(scores, np.zeros(60, bool)).good
+    )
 
 
 def test_calibration_by_hand():
-    bins = pd.DataFrame({"low": [0, 0.25, 0.5, 0.75], "high": [0.25, 0.5, 0.75, 1], "pixels": [10, 0, 20, 70], "correct": [4, 0, 4, 70],
-                         "certainty": [0.2, 0.375, 0.6, 1.0]})  # fmt: skip
+    bins = pd.DataFrame(
+        {
+            "low": [0, 0.25, 0.5, 0.75],
+            "high": [0.25, 0.5, 0.75, 1],
+            "pixels": [10, 0, 20, 70],
+            "correct": [4, 0, 4, 70],
+            "certainty": [0.2, 0.375, 0.6, 1.0],
+        }
+    )
     assert quality.calibration_error(bins) == pytest.approx((10 * 0.2 + 20 * 0.4 + 0) / 100)
     assert quality.calibration_error(bins, below=0.75) == pytest.approx(10 / 30)
     fitted = quality.recalibrate(bins)
@@ -124,7 +178,9 @@ def test_certainty_bins_count_the_pixels_of_good_masks(measured):
     bins = quality.certainty_bins(labels, truth, progress=False)
     size = {name: labels[name].masks[0].size for name in labels.images}
     assert bins["pixels"].sum() == sum(size[row.image] for row in masks.itertuples() if row.iou >= 0.5)
-    assert (bins["correct"] <= bins["pixels"]).all() and ((bins["low"] <= bins["certainty"]) & (bins["certainty"] <= bins["high"] + 1e-6)).all()
+    assert (bins["correct"] <= bins["pixels"]).all() and (
+        (bins["low"] <= bins["certainty"]) & (bins["certainty"] <= bins["high"] + 1e-6)
+    ).all()
 
 
 # ---- correcting by hand ------------------------------------------------------------------------------------------------
@@ -156,7 +212,12 @@ def test_advantage_is_one_for_the_truth_zero_for_chance_and_negative_when_wrong(
 def test_survival_curve_passes_the_counted_share(measured):
     masks = measured[2]
     figure = quality_figures.survival_figure(masks)
-    marked = {(line.get_xdata()[0], round(line.get_ydata()[0], 6)) for axes in figure.axes for line in axes.lines if len(line.get_xdata()) == 1}
+    marked = {
+        (line.get_xdata()[0], round(line.get_ydata()[0], 6))
+        for axes in figure.axes
+        for line in axes.lines
+        if len(line.get_xdata()) == 1
+    }
     for key, limit in (("iou", quality.COVERED), ("biou", quality.SHARP)):
         for prefix in ("", "refined_"):
             assert (limit, round(100 * (masks[prefix + key] >= limit).mean(), 6)) in marked

@@ -10,20 +10,38 @@ import torch
 from segment_anything.utils.amg import calculate_stability_score
 from small import entity_samples
 
+from sumlib.base.masks import mask_box
 from sumlib.config.params import RefineConfig
 from sumlib.data.dataset import Sample
 from sumlib.losses import dice_loss, focal_loss
-from sumlib.base.masks import mask_box
 from sumlib.metrics import boundary_iou, mask_iou
 from sumlib.model.micro_sam import build_sam_micro
 from sumlib.model.sum import Sum
 from sumlib.refiner.measure import before_and_after, measure_refinement
-from sumlib.refiner.module import LOGIT_LIMIT, Refiner, load_refiner, refine, refinement_loss, save_refiner, train_refiner
-from sumlib.sampler import first_click
+from sumlib.refiner.module import (
+    LOGIT_LIMIT,
+    Refiner,
+    load_refiner,
+    refine,
+    refinement_loss,
+    save_refiner,
+    train_refiner,
+)
 from sumlib.refiner.pairs import Pairs, make_pairs
+from sumlib.sampler import first_click
 
-CONFIG = RefineConfig(iterations=12, images=2, masks_per_image=2, lr=2e-3, min_iou=0.0, pred_iou_thresh=0.0, stability_thresh=0.0,
-                      stability_offset=0.01, holdout=0.25, seed=0)  # fmt: skip
+CONFIG = RefineConfig(
+    iterations=12,
+    images=2,
+    masks_per_image=2,
+    lr=2e-3,
+    min_iou=0.0,
+    pred_iou_thresh=0.0,
+    stability_thresh=0.0,
+    stability_offset=0.01,
+    holdout=0.25,
+    seed=0,
+)
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +49,9 @@ def model() -> Sum:
     with torch.random.fork_rng():
         torch.manual_seed(1)
         model = Sum(build_sam_micro(width=32, depth=2, channels=32)).eval()
-    model.sam.mask_decoder.iou_prediction_head.layers[-1].bias.data += 2.0  # an untrained model predicts about 0
+    model.sam.mask_decoder.iou_prediction_head.layers[
+        -1
+    ].bias.data += 2.0  # an untrained model predicts about 0
     return model
 
 
@@ -52,7 +72,12 @@ def generator(seed: int = 0) -> torch.Generator:
 def inputs(model: Sum, samples: list[Sample]) -> tuple[torch.Tensor, ...]:
     g = generator()
     boxes = torch.tensor([[5.0, 6.0, 40.0, 50.0], [1.0, 2.0, 30.0, 20.0]])
-    return embed(model, samples[:2]), torch.randn(2, 64, 64, generator=g) * 5, boxes, torch.tensor([[8.0, 9.0], [3.0, 4.0]])
+    return (
+        embed(model, samples[:2]),
+        torch.randn(2, 64, 64, generator=g) * 5,
+        boxes,
+        torch.tensor([[8.0, 9.0], [3.0, 4.0]]),
+    )
 
 
 def test_an_untrained_refiner_is_sam_given_mask_box_and_point(model, samples):
@@ -60,9 +85,15 @@ def test_an_untrained_refiner_is_sam_given_mask_box_and_point(model, samples):
     for b in range(2):  # as SAM's own classes, one image at a time
         clamped = logits[b, None, None].clamp(-LOGIT_LIMIT, LOGIT_LIMIT)
         with torch.no_grad():
-            sparse, dense = model.sam.prompt_encoder(points=(points[b, None, None], torch.ones(1, 1)), boxes=boxes[b, None], masks=clamped)
-            expected, _ = model.sam.mask_decoder(e[b, None], model.sam.prompt_encoder.get_dense_pe(), sparse, dense, multimask_output=False)
-        assert torch.allclose(refine(Refiner.of(model), e, logits, boxes, points)[b], expected[0, 0], atol=1e-4)
+            sparse, dense = model.sam.prompt_encoder(
+                points=(points[b, None, None], torch.ones(1, 1)), boxes=boxes[b, None], masks=clamped
+            )
+            expected, _ = model.sam.mask_decoder(
+                e[b, None], model.sam.prompt_encoder.get_dense_pe(), sparse, dense, multimask_output=False
+            )
+        assert torch.allclose(
+            refine(Refiner.of(model), e, logits, boxes, points)[b], expected[0, 0], atol=1e-4
+        )
 
 
 def test_only_prompt_encoder_and_decoder_are_trained_and_foundation_stays(model):
@@ -82,7 +113,9 @@ def test_pairs_are_the_best_output_of_a_point_in_the_mask(model, samples):
         x, y = pairs.points[k].long().tolist()
         assert pairs.target[k, y, x]
         with torch.no_grad():
-            low, _ = model.decode(e[pairs.image[k]][None], points=pairs.points[k][None, None], labels=torch.ones(1, 1))
+            low, _ = model.decode(
+                e[pairs.image[k]][None], points=pairs.points[k][None, None], labels=torch.ones(1, 1)
+            )
         best = mask_iou(low[0, 1:] > 0, pairs.target[k].expand(3, -1, -1)).argmax()
         assert torch.allclose(pairs.logits[k], low[0, 1 + best], atol=1e-5)
         rows, columns = np.where(pairs.masks[k])
@@ -95,15 +128,25 @@ def test_each_filter_drops_what_is_below_it(model, samples, key):
     image = torch.tensor([b for b, s in enumerate(samples) for _ in s.masks])
     e = embed(model, samples)
     everything = make_pairs(model, e, image, target, CONFIG, generator=generator())
-    values = {"min_iou": mask_iou(everything.masks, everything.target),
-              "stability_thresh": calculate_stability_score(everything.logits, 0.0, CONFIG.stability_offset)}  # fmt: skip
-    scores = [model.decode(e[i][None], points=p[None, None], labels=torch.ones(1, 1)) for i, p in zip(everything.image, everything.points)]
-    best = [mask_iou(low[0, 1:] > 0, t.expand(3, -1, -1)).argmax() for (low, _), t in zip(scores, everything.target)]
+    values = {
+        "min_iou": mask_iou(everything.masks, everything.target),
+        "stability_thresh": calculate_stability_score(everything.logits, 0.0, CONFIG.stability_offset),
+    }
+    scores = [
+        model.decode(e[i][None], points=p[None, None], labels=torch.ones(1, 1))
+        for i, p in zip(everything.image, everything.points)
+    ]
+    best = [
+        mask_iou(low[0, 1:] > 0, t.expand(3, -1, -1)).argmax()
+        for (low, _), t in zip(scores, everything.target)
+    ]
     values["pred_iou_thresh"] = torch.stack([iou[0, 1 + k].detach() for (_, iou), k in zip(scores, best)])
     ordered = values[key].sort().values
     middle = len(ordered) // 2
     limit = (ordered[middle - 1] + ordered[middle]).item() / 2
-    kept = make_pairs(model, e, image, target, RefineConfig(**{**CONFIG.__dict__, key: limit}), generator=generator())
+    kept = make_pairs(
+        model, e, image, target, RefineConfig(**{**CONFIG.__dict__, key: limit}), generator=generator()
+    )
     assert len(kept) == int((values[key] >= limit).sum()) and 0 < len(kept) < len(everything)
 
 
@@ -112,7 +155,9 @@ def test_loss_is_sams(model, samples):
     target = torch.from_numpy(np.stack([samples[0].masks[0], samples[1].masks[0]]))
     pairs = Pairs(torch.arange(2), logits, boxes, points, target, logits > 0)
     low, score = Refiner.of(model)(e, logits, boxes, points)
-    expected = 20 * focal_loss(low, target) + dice_loss(low, target) + (score - mask_iou(low > 0, target)) ** 2
+    expected = (
+        20 * focal_loss(low, target) + dice_loss(low, target) + (score - mask_iou(low > 0, target)) ** 2
+    )
     assert torch.isclose(refinement_loss(Refiner.of(model), e, pairs), expected.mean())
 
 
@@ -135,16 +180,26 @@ def test_training_keeps_the_state_that_is_best_on_held_out_masks(model, samples,
     merit = log["iou"] + log["biou"]
     assert log["step"].tolist() == [0, *range(1, 13)] and merit.max() > merit[0] + 0.1
     assert log["sam_iou"].nunique() == 1 and log["loss"][1:].notna().all()
-    assert not all(torch.equal(a, b) for a, b in zip(refiner.trained().values(), Refiner.of(model).trained().values()))
+    assert not all(
+        torch.equal(a, b) for a, b in zip(refiner.trained().values(), Refiner.of(model).trained().values())
+    )
     before = {k: v.clone() for k, v in model.state_dict().items()}
     again, same = train_refiner(model, plain, CONFIG, generator=generator(), progress=False)
-    assert log.equals(same) and all(torch.equal(a, b) for a, b in zip(refiner.trained().values(), again.trained().values()))
+    assert log.equals(same) and all(
+        torch.equal(a, b) for a, b in zip(refiner.trained().values(), again.trained().values())
+    )
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     _, uncached = train_refiner(model, plain, CONFIG, generator=generator(), progress=False, memory=0)
-    assert np.allclose(uncached["iou"], log["iou"], atol=0.02)  # encoded in other batches: equal up to rounding
-    worse, log = train_refiner(model, samples, CONFIG, generator=generator(), progress=False)  # nothing to learn there
+    assert np.allclose(
+        uncached["iou"], log["iou"], atol=0.02
+    )  # encoded in other batches: equal up to rounding
+    worse, log = train_refiner(
+        model, samples, CONFIG, generator=generator(), progress=False
+    )  # nothing to learn there
     assert (log["iou"] + log["biou"]).idxmax() == 0
-    assert all(torch.equal(a, b) for a, b in zip(worse.trained().values(), Refiner.of(model).trained().values()))
+    assert all(
+        torch.equal(a, b) for a, b in zip(worse.trained().values(), Refiner.of(model).trained().values())
+    )
 
 
 @pytest.mark.parametrize("memory", [2**30, 200_000])
@@ -165,10 +220,16 @@ def test_a_killed_training_ends_with_the_same_refiner(model, plain, tmp_path, mo
             train(generator=generator(), resume=path, mark="a")
     kept = path.read_bytes()
     resumed, again = train(generator=generator(), resume=path, mark="a")
-    assert log.equals(again) and all(torch.equal(a, b) for a, b in zip(expected.trained().values(), resumed.trained().values())) and not path.exists()
+    assert (
+        log.equals(again)
+        and all(torch.equal(a, b) for a, b in zip(expected.trained().values(), resumed.trained().values()))
+        and not path.exists()
+    )
     path.write_bytes(kept)
     with monkeypatch.context() as patch:  # one of another mark is not used
-        patch.setattr("sumlib.refiner.module.refinement_loss", lambda *args: steps.append(1) or refinement_loss(*args))
+        patch.setattr(
+            "sumlib.refiner.module.refinement_loss", lambda *args: steps.append(1) or refinement_loss(*args)
+        )
         steps.clear()
         train(generator=generator(), resume=path, mark="b")
     assert len(steps) == CONFIG.iterations
@@ -186,7 +247,10 @@ def test_saved_and_loaded(model, samples, trained, tmp_path):
     written = path.read_bytes()
     loaded, metadata = load_refiner(path, model)
     given = inputs(model, samples)
-    assert torch.equal(refine(loaded, *given), refine(trained[0], *given)) and metadata == {"budget": "small", "steps": 3}
+    assert torch.equal(refine(loaded, *given), refine(trained[0], *given)) and metadata == {
+        "budget": "small",
+        "steps": 3,
+    }
     save_refiner(path, loaded, metadata)
     assert path.read_bytes() == written
     with pytest.raises(FileNotFoundError, match=r"medium\.safetensors.*dvc repro refine@medium"):
@@ -203,11 +267,18 @@ def test_measurement_counts_pixels_and_masks(model, samples, trained):
     result = measure_refinement(model, trained[0], levels, bins=4, progress=False)
     json.dumps(result)
     masks = result["levels"]["entity"]
-    assert masks["image"] == [s.name for s in samples[:2] for _ in s.masks] and {len(v) for v in masks.values()} == {len(masks["image"])}
+    assert masks["image"] == [s.name for s in samples[:2] for _ in s.masks] and {
+        len(v) for v in masks.values()
+    } == {len(masks["image"])}
     sure = result["certainty"]
     pixels = 64 * 64 * (2 * len(samples[0].masks) + len(samples[1].masks))
     assert sure["image"] == ["image0", "image1"] and sum(sure["certain"]) + sum(sure["uncertain"]) == pixels
-    assert sum(b["pixels"] for b in sure["bins"]) == pixels and [b["low"] for b in sure["bins"]] == [0, 0.25, 0.5, 0.75]
+    assert sum(b["pixels"] for b in sure["bins"]) == pixels and [b["low"] for b in sure["bins"]] == [
+        0,
+        0.25,
+        0.5,
+        0.75,
+    ]
     correct = sum(sure["certain_correct"]) + sum(sure["uncertain_correct"])
     assert sum(b["correct"] for b in sure["bins"]) == correct <= pixels
 
@@ -217,27 +288,40 @@ def test_measurement_by_hand(samples):
     target = torch.from_numpy(samples[0].masks[:1])
     wrong = target.clone()
     wrong[:, :2] = True
-    logits = lambda mask: torch.where(mask, 4.0, -4.0)  # noqa: E731
+    logits = lambda mask: torch.where(mask, 4.0, -4.0)
     outputs = torch.stack([logits(~target), logits(~target), logits(wrong), logits(~target)], 1)
     fake = SimpleNamespace(
-        encode=lambda pixels: torch.zeros(1, 1, 16, 16), preprocess=lambda image: torch.zeros(3, 64, 64),
-        to_input_frame=lambda xy, size: xy, upscale=lambda low, size: low, decode=lambda e, points, labels: (outputs, torch.ones(1, 4)),
-    )  # fmt: skip
+        encode=lambda pixels: torch.zeros(1, 1, 16, 16),
+        preprocess=lambda image: torch.zeros(3, 64, 64),
+        to_input_frame=lambda xy, size: xy,
+        upscale=lambda low, size: low,
+        decode=lambda e, points, labels: (outputs, torch.ones(1, 4)),
+    )
 
     def mend(embeddings, low, boxes, points):
-        assert torch.equal(low[0], outputs[0, 2]) and boxes[0, 1] == 0 and target[0, int(points[0, 1]), int(points[0, 0])]
+        assert (
+            torch.equal(low[0], outputs[0, 2])
+            and boxes[0, 1] == 0
+            and target[0, int(points[0, 1]), int(points[0, 0])]
+        )
         return logits(target), None
 
     mend.embed = lambda embeddings, pixels: embeddings
     sample = Sample("a", samples[0].image, target.numpy(), 2, "x")
     result = measure_refinement(fake, mend, {"entity": [sample]}, progress=False)
     assert result["levels"]["entity"] == {
-        "image": ["a"], "sam_iou": [round(mask_iou(wrong, target).item(), 6)], "refined_iou": [1.0],
-        "sam_biou": [round(boundary_iou(wrong, target).item(), 6)], "refined_biou": [1.0],
-    }  # fmt: skip
+        "image": ["a"],
+        "sam_iou": [round(mask_iou(wrong, target).item(), 6)],
+        "refined_iou": [1.0],
+        "sam_biou": [round(boundary_iou(wrong, target).item(), 6)],
+        "refined_biou": [1.0],
+    }
     changed = int((wrong != target).sum())
     sure = result["certainty"]
-    assert (sure["certain"], sure["certain_correct"]) == ([4096 - changed],) * 2 and (sure["uncertain"], sure["uncertain_correct"]) == ([changed], [0])
+    assert (sure["certain"], sure["certain_correct"]) == ([4096 - changed],) * 2 and (
+        sure["uncertain"],
+        sure["uncertain_correct"],
+    ) == ([changed], [0])
 
 
 @pytest.mark.parametrize("prompt", ["point", "box"])
@@ -254,7 +338,11 @@ def test_before_and_after_by_prompt(model, samples, prompt):
     before, after = before_and_after(model, echo, sample, target, prompt)
     assert torch.equal(after, -before)
     embedding = model.encode(model.preprocess(sample.image)[None]).expand(len(target), -1, -1, -1)
-    given = {"boxes": mask_box(target)} if prompt == "box" else {"points": first_click(target)[:, None].float(), "labels": torch.ones(len(target), 1)}
+    given = (
+        {"boxes": mask_box(target)}
+        if prompt == "box"
+        else {"points": first_click(target)[:, None].float(), "labels": torch.ones(len(target), 1)}
+    )
     outputs = model.decode(embedding, **given)[0][:, 1:]
     iou = torch.stack([mask_iou(outputs[:, k] > 0, target) for k in range(3)], 1)
     assert torch.allclose(before, outputs[torch.arange(len(target)), iou.argmax(1)], atol=1e-5)

@@ -8,7 +8,11 @@ from sumlib.report import results as report
 from sumlib.report.intervals import Bootstrap, MissingRun, paired_difference
 from sumlib.report.resampling import ratio_difference
 
-MODELS = {"sam": ("SAM", "none", 0), "sum-medium": ("SUM", "FT-Medium", 0), "sum-medium-seed1": ("SUM", "FT-Medium", 1)}
+MODELS = {
+    "sam": ("SAM", "none", 0),
+    "sum-medium": ("SUM", "FT-Medium", 0),
+    "sum-medium-seed1": ("SUM", "FT-Medium", 1),
+}
 
 
 def results(runs=MODELS, images=6, masks=3, shift=0.1, seed=0, rounds=(1, 3, 5, 6)) -> pd.DataFrame:
@@ -20,11 +24,28 @@ def results(runs=MODELS, images=6, masks=3, shift=0.1, seed=0, rounds=(1, 3, 5, 
             for run, (model, train_set, number) in runs.items():
                 for prompt in ("point", "box", "boundary-point"):
                     for r in rounds:
-                        iou = base + (run != "sam") * (shift + 0.01 * number + generator.normal(0, 0.02, len(base)))
-                        frames.append(pd.DataFrame({
-                            "run": run, "model": model, "train_set": train_set, "seed": number, "task": task, "dataset": dataset,
-                            "image": np.repeat([f"i{i}" for i in range(images)], masks), "mask": np.tile(np.arange(masks), images), "prompt": prompt,
-                            "setting": "oracle", "round": r, "iou": iou.astype(np.float32), "biou": (iou / 2).astype(np.float32)}))  # fmt: skip
+                        iou = base + (run != "sam") * (
+                            shift + 0.01 * number + generator.normal(0, 0.02, len(base))
+                        )
+                        frames.append(
+                            pd.DataFrame(
+                                {
+                                    "run": run,
+                                    "model": model,
+                                    "train_set": train_set,
+                                    "seed": number,
+                                    "task": task,
+                                    "dataset": dataset,
+                                    "image": np.repeat([f"i{i}" for i in range(images)], masks),
+                                    "mask": np.tile(np.arange(masks), images),
+                                    "prompt": prompt,
+                                    "setting": "oracle",
+                                    "round": r,
+                                    "iou": iou.astype(np.float32),
+                                    "biou": (iou / 2).astype(np.float32),
+                                }
+                            )
+                        )
     return pd.concat(frames, ignore_index=True)
 
 
@@ -41,15 +62,33 @@ def scores(frame) -> pd.DataFrame:
 def tiny(rows) -> pd.DataFrame:
     """Results of run "a" from rows (task, dataset, image, iou)."""
     frame = pd.DataFrame(rows, columns=["task", "dataset", "image", "iou"])
-    return frame.assign(run="a", model="A", train_set="none", seed=0, mask=range(len(frame)), prompt="point", setting="oracle", round=1, biou=0.0)
+    return frame.assign(
+        run="a",
+        model="A",
+        train_set="none",
+        seed=0,
+        mask=range(len(frame)),
+        prompt="point",
+        setting="oracle",
+        round=1,
+        biou=0.0,
+    )
 
 
 def test_averages_by_hand():
-    rows = [("salient", "COIFT", "x", 0.2), ("salient", "COIFT", "x", 0.4), ("salient", "COIFT", "y", 0.9), ("salient", "BIG", "z", 0.7), ("part", "PACO", "p", 1.0)]
+    rows = [
+        ("salient", "COIFT", "x", 0.2),
+        ("salient", "COIFT", "x", 0.4),
+        ("salient", "COIFT", "y", 0.9),
+        ("salient", "BIG", "z", 0.7),
+        ("part", "PACO", "p", 1.0),
+    ]
     scores = report.aggregate(tiny(rows)).query("metric == 'mIoU'").set_index(["task", "dataset"])
     assert scores.loc[("salient", "COIFT"), "value"] == pytest.approx(50)  # masks, not images, are averaged
     assert scores.loc[("salient", "average"), "value"] == pytest.approx(60)
-    assert scores.loc[("all", "average"), "value"] == pytest.approx((50 + 70 + 100) / 3)  # over data sets, not over groups
+    assert scores.loc[("all", "average"), "value"] == pytest.approx(
+        (50 + 70 + 100) / 3
+    )  # over data sets, not over groups
     assert scores.loc[("all", "average"), "masks"] == 5
 
 
@@ -57,7 +96,9 @@ def test_paper_has_each_table_and_its_averages_agree():
     paper = report.paper_tables()
     assert len(paper) == 2035
     assert {str(number) for number in report.TABLES} <= set(paper["table"])
-    rows = paper.query("table == '14' and metric == 'mIoU' and model == 'SAM'").set_index(["task", "dataset"])["value"]
+    rows = paper.query("table == '14' and metric == 'mIoU' and model == 'SAM'").set_index(
+        ["task", "dataset"]
+    )["value"]
     assert rows["part", "average"] == pytest.approx(rows["part"].drop("average").mean(), abs=0.06)
     assert [len(names) for names in report.dataset_order().values()] == [6, 3, 5]
 
@@ -71,7 +112,9 @@ def test_table_holds_the_papers_rows_and_differences(number, scores):
     assert compared.any() and table.loc[~compared, ["difference", "paper_difference"]].isna().all().all()
     for _, row in table[compared].iterrows():
         reference = table[table["model"] == spec.reference_of(row["model"])].set_index(keys)
-        assert row["paper_difference"] == pytest.approx(row["paper"] - reference.loc[tuple(row[keys]), "paper"])
+        assert row["paper_difference"] == pytest.approx(
+            row["paper"] - reference.loc[tuple(row[keys]), "paper"]
+        )
     text = report.table_markdown(number, table)
     assert text.startswith(f"# Table {number}. ") and "nan" not in text and "<NA>" not in text
     for line in text.splitlines():
@@ -80,15 +123,21 @@ def test_table_holds_the_papers_rows_and_differences(number, scores):
 
 def test_table_6_calls_the_main_models_by_their_encoder(scores):
     table = report.build_table(6, scores)
-    ours = report.over_seeds(scores).query("model == 'SUM' and train_set == 'FT-Medium' and task == 'part' and dataset == 'average' and prompt == 'point' and rounds == 1 and metric == 'mIoU'")
+    ours = report.over_seeds(scores).query(
+        "model == 'SUM' and train_set == 'FT-Medium' and task == 'part' and dataset == 'average' and prompt == 'point' and rounds == 1 and metric == 'mIoU'"
+    )
     row = table.query("model == 'SUM ViT-H' and task == 'part' and rounds == 1 and metric == 'mIoU'").iloc[0]
     assert row["ours"] == pytest.approx(ours["ours"].item()) and np.isfinite(row["difference"])
     assert "SAM of the same size" in report.table_markdown(6, table)
 
 
 def test_seeds_become_mean_and_deviation(scores):
-    medium = report.over_seeds(scores).query("model == 'SUM' and task == 'part' and dataset == 'average' and prompt == 'box' and rounds == 1 and metric == 'mIoU'")
-    values = scores.query("model == 'SUM' and task == 'part' and dataset == 'average' and prompt == 'box' and rounds == 1 and metric == 'mIoU'")["value"]
+    medium = report.over_seeds(scores).query(
+        "model == 'SUM' and task == 'part' and dataset == 'average' and prompt == 'box' and rounds == 1 and metric == 'mIoU'"
+    )
+    values = scores.query(
+        "model == 'SUM' and task == 'part' and dataset == 'average' and prompt == 'box' and rounds == 1 and metric == 'mIoU'"
+    )["value"]
     assert medium["seeds"].item() == 2
     assert medium["ours"].item() == pytest.approx(values.mean())
     assert medium["sd"].item() == pytest.approx(abs(values.iloc[0] - values.iloc[1]) / np.sqrt(2))
@@ -99,7 +148,9 @@ def test_table_markdown_layout(scores):
     assert "## mIoU, 1 point" in text and "## mBIoU, 1 point" in text
     rows = [line for line in text.splitlines() if line.startswith("| SUM FT-Medium")]
     assert len(rows) == 2 and " ± " in rows[0] and "(+6.5)" in rows[0]  # the paper's gain on salient objects
-    assert all("–" in line for line in text.splitlines() if line.startswith("| SUM FT-Large"))  # not evaluated here
+    assert all(
+        "–" in line for line in text.splitlines() if line.startswith("| SUM FT-Large")
+    )  # not evaluated here
     assert "## mIoU, box and 5 points" in report.table_markdown(18, report.build_table(18, scores))
 
 
@@ -111,7 +162,11 @@ def test_written_tables_are_the_same_bytes(frame, scores, tmp_path):
     second = report.write_tables(report.aggregate(shuffled), tmp_path / "b", tmp_path / "b")
     assert len(first) == 2 * len(report.TABLES) + 1
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
-    assert not list(tmp_path.rglob("*.part")) and b"\r" not in first[0].read_bytes() and b"-0.00" not in first[-1].read_bytes()
+    assert (
+        not list(tmp_path.rglob("*.part"))
+        and b"\r" not in first[0].read_bytes()
+        and b"-0.00" not in first[-1].read_bytes()
+    )
 
 
 def test_load_results_names_file_and_remedy(frame, tmp_path):
@@ -134,7 +189,9 @@ def test_load_results_names_file_and_remedy(frame, tmp_path):
 def test_bootstrap_value_is_the_difference_of_scores(frame, scores):
     point = dict(prompt="point", rounds=3, metric="mBIoU")
     bootstrap = Bootstrap(frame, np.random.default_rng(0), 200)
-    ours = scores.query("prompt == 'point' and rounds == 3 and metric == 'mBIoU' and dataset == 'average'").set_index(["run", "task"])["value"]
+    ours = scores.query(
+        "prompt == 'point' and rounds == 3 and metric == 'mBIoU' and dataset == 'average'"
+    ).set_index(["run", "task"])["value"]
     for task in ("salient", "entity", "part", "all"):
         estimate = bootstrap.contrast({"sum-medium": 1, "sam": -1}, task, **point)
         assert estimate.value == pytest.approx(ours["sum-medium", task] - ours["sam", task])
@@ -146,8 +203,15 @@ def test_bootstrap_value_is_the_difference_of_scores(frame, scores):
 
 def test_bootstrap_resamples_images_not_masks():
     """Two images with 3 and 1 masks: the resampled means are those of the four possible draws, weighted by masks."""
-    rows = [("part", "PACO", "x", 0.0), ("part", "PACO", "x", 0.0), ("part", "PACO", "x", 0.0), ("part", "PACO", "y", 0.8)]
-    estimate = Bootstrap(tiny(rows), np.random.default_rng(0), 2000).contrast({"a": 1.0}, "PACO", prompt="point", rounds=1, metric="mIoU")
+    rows = [
+        ("part", "PACO", "x", 0.0),
+        ("part", "PACO", "x", 0.0),
+        ("part", "PACO", "x", 0.0),
+        ("part", "PACO", "y", 0.8),
+    ]
+    estimate = Bootstrap(tiny(rows), np.random.default_rng(0), 2000).contrast(
+        {"a": 1.0}, "PACO", prompt="point", rounds=1, metric="mIoU"
+    )
     assert (estimate.value, estimate.low, estimate.high) == pytest.approx((20, 0, 80))
 
 
@@ -158,7 +222,17 @@ def test_bootstrap_intervals_cover_the_truth():
         effect = 0.05 + generator.normal(0, 0.1, images).repeat(4) + generator.normal(0, 0.02, images * 4)
         base = tiny([("part", "PACO", f"i{i // 4}", 0.0) for i in range(images * 4)])
         both = pd.concat([base, base.assign(run="b", model="B", iou=effect)])
-        estimate = paired_difference(both, "b", "a", where="part", prompt="point", rounds=1, metric="mIoU", generator=generator, resamples=400)
+        estimate = paired_difference(
+            both,
+            "b",
+            "a",
+            where="part",
+            prompt="point",
+            rounds=1,
+            metric="mIoU",
+            generator=generator,
+            resamples=400,
+        )
         hits += estimate.low <= 5 <= estimate.high
     assert 0.89 <= hits / 120 <= 0.985
 
@@ -172,18 +246,25 @@ def test_seeds_without_a_prompt_are_left_out(frame):
     point = dict(rounds=1, metric="mIoU")
     assert len(bootstrap.compare(models, "all", prompt="point", **point).seeds) > 1
     alone = bootstrap.compare(models, "all", prompt="boundary-point", **point)
-    assert alone.seeds == () and alone.value == pytest.approx(bootstrap.contrast({"sum-medium": 1.0, "sam": -1.0}, "all", prompt="point", **point).value)
+    assert alone.seeds == () and alone.value == pytest.approx(
+        bootstrap.contrast({"sum-medium": 1.0, "sam": -1.0}, "all", prompt="point", **point).value
+    )
 
 
 def test_bootstrap_is_deterministic_and_refuses_unpaired_runs(frame):
     point = dict(where="all", prompt="point", rounds=1, metric="mIoU", resamples=100)
-    a, b = (paired_difference(frame, "sum-medium", "sam", generator=np.random.default_rng(5), **point) for _ in range(2))
+    a, b = (
+        paired_difference(frame, "sum-medium", "sam", generator=np.random.default_rng(5), **point)
+        for _ in range(2)
+    )
     assert a == b
     missing = frame.drop(frame[(frame["run"] == "sam") & (frame["dataset"] == "BIG")].index[:1])
     with pytest.raises(ValueError, match="other masks of BIG"):
         paired_difference(missing, "sum-medium", "sam", generator=np.random.default_rng(5), **point)
     with pytest.raises(MissingRun, match="evaluate@sum-medium"):
-        paired_difference(frame, "sum-medium", "sam", generator=np.random.default_rng(5), **(point | {"rounds": 9}))
+        paired_difference(
+            frame, "sum-medium", "sam", generator=np.random.default_rng(5), **(point | {"rounds": 9})
+        )
 
 
 def test_ratio_difference_by_hand():

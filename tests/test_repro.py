@@ -17,9 +17,17 @@ MEET = "touch {me}.started && for i in $(seq 600); do test -e {other}.started &&
 @pytest.fixture
 def pipeline(tmp_path):
     """Two stages that end only if they run at the same time, and one that joins what they make."""
-    stages = {me: {"cmd": MEET.format(me=me, other=other), "deps": [f"{me}.txt"], "outs": [f"{me}.out"]} for me, other in ("ab", "ba")}
+    stages = {
+        me: {"cmd": MEET.format(me=me, other=other), "deps": [f"{me}.txt"], "outs": [f"{me}.out"]}
+        for me, other in ("ab", "ba")
+    }
     stages["join"] = {"cmd": "cat a.out b.out > join.out", "deps": ["a.out", "b.out"], "outs": ["join.out"]}
-    stages["alone"] = {"cmd": "cp a.txt alone.out", "deps": ["a.txt"], "outs": ["alone.out"], "meta": {"cost": 3}}
+    stages["alone"] = {
+        "cmd": "cp a.txt alone.out",
+        "deps": ["a.txt"],
+        "outs": ["alone.out"],
+        "meta": {"cost": 3},
+    }
     (tmp_path / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}))
     (tmp_path / "a.txt").write_text("a")
     (tmp_path / "b.txt").write_text("b")
@@ -39,7 +47,10 @@ def test_stages_run_side_by_side_and_only_those_out_of_date(pipeline, capsys):
 
     made = {path: path.stat().st_mtime_ns for path in pipeline.glob("*.out")}
     capsys.readouterr()
-    assert main(["--jobs", "2"], pipeline) == 0 and capsys.readouterr().out == "Data and pipelines are up to date.\n"
+    assert (
+        main(["--jobs", "2"], pipeline) == 0
+        and capsys.readouterr().out == "Data and pipelines are up to date.\n"
+    )
     (pipeline / "b.txt").write_text("c")
     assert set(out_of_date(pipeline)) == {"b", "join"}
     assert main(["--jobs", "2"], pipeline) == 0 and (pipeline / "join.out").read_text() == "ac"
@@ -47,7 +58,9 @@ def test_stages_run_side_by_side_and_only_those_out_of_date(pipeline, capsys):
 
 
 def test_stages_at_a_time_share_the_cores(pipeline, monkeypatch):
-    (pipeline / "dvc.yaml").write_text(yaml.safe_dump({"stages": {"s": {"cmd": "echo $SUM_PROCESSES > s.out", "outs": ["s.out"]}}}))
+    (pipeline / "dvc.yaml").write_text(
+        yaml.safe_dump({"stages": {"s": {"cmd": "echo $SUM_PROCESSES > s.out", "outs": ["s.out"]}}})
+    )
     for cores, jobs, each in (("8", "2", "4"), ("8", "3", "2"), ("2", "4", "1")):
         (pipeline / "s.out").unlink(missing_ok=True)
         (pipeline / "dvc.lock").unlink(missing_ok=True)
@@ -70,7 +83,11 @@ def test_a_failure_is_told_and_what_was_done_is_kept(pipeline, capsys):
 def test_one_job_is_dvc_repro_itself(pipeline, capfd):
     (pipeline / "b.started").touch()  # the other stage of each pair never has to be waited for
     (pipeline / "a.started").touch()
-    assert main([], pipeline) == 0 and (pipeline / "join.out").read_text() == "ab" and "Running stage 'join'" in capfd.readouterr().out
+    assert (
+        main([], pipeline) == 0
+        and (pipeline / "join.out").read_text() == "ab"
+        and "Running stage 'join'" in capfd.readouterr().out
+    )
     assert main([], pipeline) == 0 and "up to date" in capfd.readouterr().out
 
 

@@ -9,12 +9,12 @@ import torch
 from scenes import make_scene
 from small import small_sum
 
-from sumlib.figures import rounds as figures
+from sumlib.analysis.rims import SIDES, painted_share, ring_errors
 from sumlib.config.params import load_config
 from sumlib.data.registry import open_dataset
-from sumlib.micro.export import write_dataset
 from sumlib.evaluate import interact
-from sumlib.analysis.rims import SIDES, painted_share, ring_errors
+from sumlib.figures import rounds as figures
+from sumlib.micro.export import write_dataset
 
 RUN = replace(load_config("smoke").run("sum-medium"), task_prompt="none")
 
@@ -39,7 +39,16 @@ def test_every_pixel_of_the_ring_is_counted_on_its_side(dev, errors):
         target = torch.from_numpy(sample.masks)
         with torch.no_grad():
             embedding = model.encode(model.preprocess(sample.image)[None])
-        masks = interact(model, embedding, torch.zeros(len(target), dtype=torch.long), target, prompt="point", setting="oracle", rounds=1, keep=True)[0][2]
+        masks = interact(
+            model,
+            embedding,
+            torch.zeros(len(target), dtype=torch.long),
+            target,
+            prompt="point",
+            setting="oracle",
+            rounds=1,
+            keep=True,
+        )[0][2]
         for k, part in enumerate(sample.masks):
             owner = max(every, key=lambda entity: (entity & part).sum())
             count = dict.fromkeys(SIDES, (0, 0))
@@ -50,10 +59,14 @@ def test_every_pixel_of_the_ring_is_counted_on_its_side(dev, errors):
                 if side == SIDES[0] and any(entity[y, x] for entity in every):
                     continue  # another object
                 count[side] = (count[side][0] + 1, count[side][1] + int(masks[k, y, x]))
-            expected += [(RUN.name, sample.name, k, side, *numbers) for side, numbers in count.items() if numbers[0]]
+            expected += [
+                (RUN.name, sample.name, k, side, *numbers) for side, numbers in count.items() if numbers[0]
+            ]
     expected = pd.DataFrame(expected, columns=errors.columns)
     order = ["image", "mask", "side"]
-    pd.testing.assert_frame_equal(errors.sort_values(order, ignore_index=True), expected.sort_values(order, ignore_index=True))
+    pd.testing.assert_frame_equal(
+        errors.sort_values(order, ignore_index=True), expected.sort_values(order, ignore_index=True)
+    )
     assert set(errors["side"]) == set(SIDES) and errors["painted"].sum() > 0
 
 
@@ -61,12 +74,17 @@ def test_shares_pool_the_pixels_and_lie_in_their_interval(errors):
     shares = painted_share(errors, np.random.default_rng(0), draws=200)
     for side, rows in errors.groupby("side"):
         row = shares[shares["side"] == side].iloc[0]
-        assert row["share"] == pytest.approx(100 * rows["painted"].sum() / rows["pixels"].sum()) and row["low"] <= row["share"] <= row["high"]
+        assert (
+            row["share"] == pytest.approx(100 * rows["painted"].sum() / rows["pixels"].sum())
+            and row["low"] <= row["share"] <= row["high"]
+        )
     pd.testing.assert_frame_equal(shares, painted_share(errors, np.random.default_rng(0), draws=200))
 
 
 def test_the_figure_names_every_run(errors):
     both = pd.concat([errors, errors.assign(run="sam")])
-    figure = figures.rims_figure(painted_share(both, np.random.default_rng(0), draws=20), {"sam": "SAM", RUN.name: "SUM"})
+    figure = figures.rims_figure(
+        painted_share(both, np.random.default_rng(0), draws=20), {"sam": "SAM", RUN.name: "SUM"}
+    )
     assert [axes.get_title() for axes in figure.axes] == [f"towards the {side}" for side in SIDES]
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["SAM", "SUM"]

@@ -39,7 +39,9 @@ def test_doctests():
 
 @pytest.mark.parametrize("pixels_per_call", [1, 700, 1 << 22])
 def test_first_click_is_the_deepest_pixel(monkeypatch, pixels_per_call):
-    monkeypatch.setattr(sampler, "_PIXELS_PER_CALL", pixels_per_call)  # the cutting into pieces changes nothing
+    monkeypatch.setattr(
+        sampler, "_PIXELS_PER_CALL", pixels_per_call
+    )  # the cutting into pieces changes nothing
     target = blobs(12, 15, 22, seed=0)
     points = first_click(target)
     assert points.dtype == torch.long and points.tolist() == [deepest(mask)[1] for mask in target.numpy()]
@@ -53,7 +55,9 @@ def test_next_click_corrects_the_deepest_error():
     target, prediction = blobs(20, 16, 16, seed=1), blobs(20, 16, 16, seed=2)
     points, labels = next_click(target, prediction)
     assert points.dtype == labels.dtype == torch.long and set(labels.tolist()) == {0, 1}
-    for truth, guess, point, label in zip(target.numpy(), prediction.numpy(), points.tolist(), labels.tolist()):
+    for truth, guess, point, label in zip(
+        target.numpy(), prediction.numpy(), points.tolist(), labels.tolist()
+    ):
         missed, false = deepest(truth & ~guess), deepest(guess & ~truth)
         assert label == int(missed[0] > false[0])
         assert point == (missed if label else false)[1]
@@ -183,7 +187,10 @@ def test_gpu_gives_the_same_points():
         (first_click, (target,)),
         (boundary_click, (target, 3)),
         (lambda *both: torch.cat(list(map(torch.Tensor.flatten, next_click(*both)))), (target, prediction)),
-        (lambda *both: sample_point(*both, generator=torch.Generator().manual_seed(1))[0], (target, certainty)),
+        (
+            lambda *both: sample_point(*both, generator=torch.Generator().manual_seed(1))[0],
+            (target, certainty),
+        ),
     ):
         moved = function(*(one.cuda() if isinstance(one, torch.Tensor) else one for one in tensors))
         assert moved.is_cuda and torch.equal(moved.cpu(), function(*tensors))

@@ -37,9 +37,13 @@ def test_the_teacher_is_the_average_of_its_students():
         momentum = min(0.9, 1 - 1 / (step + 1))
         expected = seen[-1] if expected is None else momentum * expected + (1 - momentum) * seen[-1]
         if step == 5:
-            assert torch.allclose(expected, torch.stack(seen).mean(0), atol=1e-5)  # the first steps weigh alike
+            assert torch.allclose(
+                expected, torch.stack(seen).mean(0), atol=1e-5
+            )  # the first steps weigh alike
     assert torch.allclose(teacher.model.sam.mask_decoder.mask_tokens.weight, expected, atol=1e-5)
-    assert not any(p.requires_grad for p in teacher.model.parameters()) and all(p.requires_grad for p in student.parameters())
+    assert not any(p.requires_grad for p in teacher.model.parameters()) and all(
+        p.requires_grad for p in student.parameters()
+    )
 
 
 def test_a_saved_teacher_goes_on_where_it_was():
@@ -48,7 +52,10 @@ def test_a_saved_teacher_goes_on_where_it_was():
     second.load_state_dict(first.state_dict())
     for teacher in (first, second):
         teacher.follow(small_sum(3))
-    assert all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values())) and int(second.steps) == 2
+    assert (
+        all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values()))
+        and int(second.steps) == 2
+    )
 
 
 def test_strong_view_changes_images_but_not_padding_and_not_always():
@@ -56,7 +63,9 @@ def test_strong_view_changes_images_but_not_padding_and_not_always():
     view = strong_view(images, rng())
     changed = (view != images).flatten(1).any(1)
     assert not view[:, :, 24:].any() and 30 < changed.sum() < 40 and view.isfinite().all()
-    assert torch.equal(view, strong_view(images, rng())) and not torch.equal(view, strong_view(images, rng(1)))
+    assert torch.equal(view, strong_view(images, rng())) and not torch.equal(
+        view, strong_view(images, rng(1))
+    )
 
 
 @torch.no_grad()

@@ -17,12 +17,16 @@ class Killed(Exception):
     """The process is gone."""
 
 
-def train(resume=None, *, mark="m", killed_at=None, seed=3, scale=1.0, **options) -> tuple[pd.DataFrame, nn.Linear]:
+def train(
+    resume=None, *, mark="m", killed_at=None, seed=3, scale=1.0, **options
+) -> tuple[pd.DataFrame, nn.Linear]:
     """Fit a line to noise; ``killed_at`` is the call (from 1) in whose middle the run dies."""
     model = nn.Linear(2, 1)
     nn.init.constant_(model.weight, 0.5)
     nn.init.zeros_(model.bias)
-    optimiser = torch.optim.AdamW([{"params": [model.weight], "lr": 0.1}, {"params": [model.bias], "lr": 0.01}])
+    optimiser = torch.optim.AdamW(
+        [{"params": [model.weight], "lr": 0.1}, {"params": [model.bias], "lr": 0.01}]
+    )
     calls = []
 
     def step(generator: torch.Generator, worker: int) -> dict[str, float]:
@@ -34,12 +38,25 @@ def train(resume=None, *, mark="m", killed_at=None, seed=3, scale=1.0, **options
             raise Killed
         return {"loss": loss.item()}
 
-    log = fit(step, model, optimiser, SCHEDULE, seed=seed, resume=resume, mark=mark, every=2, title="line", **options)
+    log = fit(
+        step,
+        model,
+        optimiser,
+        SCHEDULE,
+        seed=seed,
+        resume=resume,
+        mark=mark,
+        every=2,
+        title="line",
+        **options,
+    )
     return log, model
 
 
 def same(a: tuple, b: tuple) -> bool:
-    return a[0].equals(b[0]) and all(torch.equal(x, y) for x, y in zip(a[1].parameters(), b[1].parameters(), strict=True))
+    return a[0].equals(b[0]) and all(
+        torch.equal(x, y) for x, y in zip(a[1].parameters(), b[1].parameters(), strict=True)
+    )
 
 
 @pytest.mark.parametrize("killed_at", [2, 3, 6, 7])
@@ -61,7 +78,9 @@ def test_a_checkpoint_of_something_else_is_not_used_and_said_so(tmp_path, capsys
     with pytest.raises(Killed):
         train(path, killed_at=6, mark="other", seed=9)
     fresh = train(path)
-    assert capsys.readouterr().out == "line.pt: a checkpoint of another configuration or data; starting anew\n"
+    assert (
+        capsys.readouterr().out == "line.pt: a checkpoint of another configuration or data; starting anew\n"
+    )
     assert same(fresh, train())
 
 
@@ -82,7 +101,17 @@ def shares(number: int, resume=None, killed_at=None, noise: float = 1.0) -> tupl
             (part * loss).backward(retain_graph=True)
         return {"loss": loss.item()}
 
-    log = fit(step, model, torch.optim.AdamW(model.parameters(), lr=0.1), SCHEDULE, seed=0, resume=resume, every=2, shares=number, clip=1.0)
+    log = fit(
+        step,
+        model,
+        torch.optim.AdamW(model.parameters(), lr=0.1),
+        SCHEDULE,
+        seed=0,
+        resume=resume,
+        every=2,
+        shares=number,
+        clip=1.0,
+    )
     return log, model
 
 
@@ -139,7 +168,15 @@ def test_what_comes_before_a_step_comes_once_whatever_the_shares(processes):
         model(torch.ones(1, 1)).sum().backward()
         return {"calls": calls.item()}
 
-    log = fit(step, model, torch.optim.SGD(model.parameters(), lr=1.0), Schedule(3), seed=0, shares=2, before=lambda: calls.add_(1))
+    log = fit(
+        step,
+        model,
+        torch.optim.SGD(model.parameters(), lr=1.0),
+        Schedule(3),
+        seed=0,
+        shares=2,
+        before=lambda: calls.add_(1),
+    )
     assert log["calls"].tolist() == [1, 2, 3]
 
 
@@ -148,7 +185,12 @@ def test_the_seed_decides():
 
 
 def test_schedule_by_hand():
-    assert [round(Schedule(4)(k), 6) for k in range(4)] == [1.0, round((1 + math.sqrt(0.5)) / 2, 6), 0.5, round((1 - math.sqrt(0.5)) / 2, 6)]
+    assert [round(Schedule(4)(k), 6) for k in range(4)] == [
+        1.0,
+        round((1 + math.sqrt(0.5)) / 2, 6),
+        0.5,
+        round((1 - math.sqrt(0.5)) / 2, 6),
+    ]
     assert [Schedule(8, warmup=3, cosine=False)(k) for k in range(5)] == [0.25, 0.5, 0.75, 1.0, 1.0]
     assert Schedule(8, warmup=3)(1) == pytest.approx(0.5 * (1 + math.cos(math.pi / 8)) / 2)
 
@@ -174,13 +216,18 @@ def test_gradients_are_clipped_and_their_norm_is_logged():
         (-30 * model(torch.ones(1, 1))).sum().backward()
         return {}
 
-    log = fit(step, model, torch.optim.SGD(model.parameters(), lr=1.0), Schedule(2, cosine=False), seed=0, clip=0.5)
+    log = fit(
+        step, model, torch.optim.SGD(model.parameters(), lr=1.0), Schedule(2, cosine=False), seed=0, clip=0.5
+    )
     assert list(log["gradient_norm"]) == [30.0, 30.0] and model.weight.item() == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize("scale", [math.nan, math.inf])
 def test_a_gradient_that_is_not_finite_is_an_error(scale):
-    with pytest.raises(FloatingPointError, match="^line: the gradient of step 0 is not finite; lower the learning rate in params.yaml$"):
+    with pytest.raises(
+        FloatingPointError,
+        match="^line: the gradient of step 0 is not finite; lower the learning rate in params.yaml$",
+    ):
         train(scale=scale)
 
 

@@ -25,12 +25,17 @@ def test_is_symmetric_and_in_the_unit_interval():
     logits, refined = torch.randn(2, 3, 16, 16, generator=generator).mul(30).unbind()
     u = uncertainty_map(logits, refined)
     assert u.shape == (3, 16, 16) and u.min() >= 0 and u.max() <= 1
-    assert torch.equal(u, uncertainty_map(refined, logits)) and torch.equal(certainty_map(logits, refined), 1 - u)
+    assert torch.equal(u, uncertainty_map(refined, logits)) and torch.equal(
+        certainty_map(logits, refined), 1 - u
+    )
     assert not uncertainty_map(logits, logits).any()
 
 
 def test_bf16_is_computed_in_float32():
-    logits, refined = torch.tensor([1.0]).bfloat16(), torch.tensor([1.0078125]).bfloat16()  # neighbours in bf16
+    logits, refined = (
+        torch.tensor([1.0]).bfloat16(),
+        torch.tensor([1.0078125]).bfloat16(),
+    )  # neighbours in bf16
     u = uncertainty_map(logits, refined)
     assert u.dtype == torch.float32 and 0.0015 < u.item() < 0.0016
 

@@ -20,8 +20,13 @@ from sumlib.data.dataset import Dataset
 from sumlib.pseudo.store import PseudoLabels
 
 MASKS = ("SAM", "refined")
-QUESTIONS = {"boundary": "Is its boundary right?", "coverage": "Does it cover one object or part, all of it and nothing else?"}
-ANSWERS = {f"{side}_{question}": ("yes", "no") for side in "ab" for question in QUESTIONS} | {"better": ("a", "b", "same")}
+QUESTIONS = {
+    "boundary": "Is its boundary right?",
+    "coverage": "Does it cover one object or part, all of it and nothing else?",
+}
+ANSWERS = {f"{side}_{question}": ("yes", "no") for side in "ab" for question in QUESTIONS} | {
+    "better": ("a", "b", "same")
+}
 """Columns of an answer file besides rater and trial, and the values they take."""
 _SIDES = (320, 800)  # pixels of a picture's longer side on the page, at least and at most
 
@@ -32,13 +37,18 @@ def choose(labels: PseudoLabels, count: int, generator: np.random.Generator) -> 
     Those whose refined mask is empty are left out: a rater would see at once which is which.
     """
     usable = {name: np.flatnonzero(labels[name].refined.any((1, 2))) for name in labels.images}
-    stacks = [[(name, int(k)) for k in generator.permutation(usable[name])] for name in generator.permutation(labels.images)]
+    stacks = [
+        [(name, int(k)) for k in generator.permutation(usable[name])]
+        for name in generator.permutation(labels.images)
+    ]
     deepest = max(map(len, stacks), default=0)
     turns = [[stack[depth] for stack in stacks if depth < len(stack)] for depth in range(deepest)]
     return [item for turn in turns for item in turn][:count]
 
 
-def write_study(folder: Path, labels: PseudoLabels, images: Dataset, count: int, generator: np.random.Generator) -> pd.DataFrame:
+def write_study(
+    folder: Path, labels: PseudoLabels, images: Dataset, count: int, generator: np.random.Generator
+) -> pd.DataFrame:
     """Write ``folder/study.html`` and ``folder/key.csv`` of ``count`` trials; returns the key: study, trial, image, mask, a, b ("SAM" or "refined").
 
     Raises:
@@ -46,7 +56,9 @@ def write_study(folder: Path, labels: PseudoLabels, images: Dataset, count: int,
     """
     folder = Path(folder)
     if (folder / "key.csv").exists():
-        raise FileExistsError(f"{folder / 'key.csv'}: there is a study already, and answers to it may be out; choose another folder")
+        raise FileExistsError(
+            f"{folder / 'key.csv'}: there is a study already, and answers to it may be out; choose another folder"
+        )
     numbers, trials, rows = {name: k for k, name in enumerate(images.names)}, [], []
     for trial, (name, k) in enumerate(choose(labels, count, generator), start=1):
         label, image = labels[name], images[numbers[name]].image
@@ -72,7 +84,9 @@ def _picture(image: np.ndarray, mask: np.ndarray | None, around: np.ndarray) -> 
     part, side = image[window], max(image[window].shape[:2])
     scale = min(1.0, _SIDES[1] / side) if side >= _SIDES[0] else -(-_SIDES[0] // side)
     size = tuple(max(1, round(scale * length)) for length in part.shape[1::-1])
-    picture = cv2.resize(np.ascontiguousarray(part), size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_NEAREST)
+    picture = cv2.resize(
+        np.ascontiguousarray(part), size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_NEAREST
+    )
     if mask is not None:
         shown = cv2.resize(mask[window].astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)
         contours, _ = cv2.findContours(shown, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
@@ -85,11 +99,25 @@ def _picture(image: np.ndarray, mask: np.ndarray | None, around: np.ndarray) -> 
 def _page(trials: Sequence[Sequence[str]], study: str) -> str:
     sections = []
     for number, (image, a, b) in enumerate(trials, start=1):
-        pictures = "".join(f'<figure><img src="{source}" alt="{name}"><figcaption>{name}</figcaption></figure>' for name, source in (("image", image), ("A", a), ("B", b)))
-        lines = [_choice(number, f"{side}_{question}", f"{side.upper()}: {text}") for side in "ab" for question, text in QUESTIONS.items()]
+        pictures = "".join(
+            f'<figure><img src="{source}" alt="{name}"><figcaption>{name}</figcaption></figure>'
+            for name, source in (("image", image), ("A", a), ("B", b))
+        )
+        lines = [
+            _choice(number, f"{side}_{question}", f"{side.upper()}: {text}")
+            for side in "ab"
+            for question, text in QUESTIONS.items()
+        ]
         lines.append(_choice(number, "better", "Which is better?"))
-        sections.append(f'<section id="trial-{number}"><h2>{number} of {len(trials)}</h2><div class="pictures">{pictures}</div>{"".join(lines)}</section>')
-    script = {"@SECTIONS@": "\n".join(sections), "@COUNT@": str(len(trials)), "@COLUMNS@": json.dumps(list(ANSWERS)), "@STUDY@": json.dumps(study)}
+        sections.append(
+            f'<section id="trial-{number}"><h2>{number} of {len(trials)}</h2><div class="pictures">{pictures}</div>{"".join(lines)}</section>'
+        )
+    script = {
+        "@SECTIONS@": "\n".join(sections),
+        "@COUNT@": str(len(trials)),
+        "@COLUMNS@": json.dumps(list(ANSWERS)),
+        "@STUDY@": json.dumps(study),
+    }
     page = _TEMPLATE
     for mark, text in script.items():
         page = page.replace(mark, text)
@@ -97,8 +125,10 @@ def _page(trials: Sequence[Sequence[str]], study: str) -> str:
 
 
 def _choice(number: int, column: str, text: str) -> str:
-    options = "".join(f'<label><input type="radio" name="{number}-{column}" value="{value}">{value.upper() if column == "better" and value != "same" else value}</label>'
-                      for value in ANSWERS[column])  # fmt: skip
+    options = "".join(
+        f'<label><input type="radio" name="{number}-{column}" value="{value}">{value.upper() if column == "better" and value != "same" else value}</label>'
+        for value in ANSWERS[column]
+    )
     return f"<p><span>{html.escape(text)}</span>{options}</p>"
 
 
@@ -164,20 +194,30 @@ def read_answers(folder: Path) -> pd.DataFrame:
     for path in paths:
         frame = pd.read_csv(path, dtype=str, keep_default_na=False)
         if missing := {"study", "rater", "trial", *ANSWERS} - set(frame):
-            raise ValueError(f"{path}: lacks the columns {', '.join(sorted(missing))}; use the file that study.html saved")
+            raise ValueError(
+                f"{path}: lacks the columns {', '.join(sorted(missing))}; use the file that study.html saved"
+            )
         for line, row in enumerate(frame.to_dict("records"), start=2):
             if row["study"] != study:
-                raise ValueError(f"{path}, line {line}: answers to study {row['study']!r}, but key.csv is of {study!r}; move the file to its own study's folder")
+                raise ValueError(
+                    f"{path}, line {line}: answers to study {row['study']!r}, but key.csv is of {study!r}; move the file to its own study's folder"
+                )
             if not row["trial"].isdigit() or int(row["trial"]) not in trials:
-                raise ValueError(f"{path}, line {line}: no trial {row['trial']!r} in key.csv; use the file as study.html saved it")
+                raise ValueError(
+                    f"{path}, line {line}: no trial {row['trial']!r} in key.csv; use the file as study.html saved it"
+                )
             for column, allowed in ANSWERS.items():
                 if row[column] not in allowed:
-                    raise ValueError(f"{path}, line {line}: {column} is {row[column]!r}; allowed are {', '.join(allowed)}")
+                    raise ValueError(
+                        f"{path}, line {line}: {column} is {row[column]!r}; allowed are {', '.join(allowed)}"
+                    )
         frames.append(frame.astype({"trial": int})[["rater", "trial", *ANSWERS]])
     answers = pd.concat(frames, ignore_index=True)
     if (twice := answers.duplicated(["rater", "trial"])).any():
         first = answers[twice].iloc[0]
-        raise ValueError(f"{folder}: rater {first['rater']!r} answers trial {first['trial']} twice; keep one file of each rater")
+        raise ValueError(
+            f"{folder}: rater {first['rater']!r} answers trial {first['trial']} twice; keep one file of each rater"
+        )
     return answers
 
 
@@ -185,11 +225,22 @@ def read_key(folder: Path) -> pd.DataFrame:
     """The key that `write_study` wrote. Raises FileNotFoundError if there is none."""
     path = Path(folder) / "key.csv"
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no study there; make one with sumlib.analysis.human_study.write_study")
+        raise FileNotFoundError(
+            f"{path}: no study there; make one with sumlib.analysis.human_study.write_study"
+        )
     return pd.read_csv(path, dtype={"study": str, "image": str})
 
 
-def answers_by_score(key: pd.DataFrame, masks: pd.DataFrame, rater: str, *, covered: float, sharp: float, errors: float, generator: np.random.Generator) -> pd.DataFrame:
+def answers_by_score(
+    key: pd.DataFrame,
+    masks: pd.DataFrame,
+    rater: str,
+    *,
+    covered: float,
+    sharp: float,
+    errors: float,
+    generator: np.random.Generator,
+) -> pd.DataFrame:
     """Answers of a made-up rater who knows the truth (``masks``: as `sumlib.analysis.label_quality.compare_all`), and gets a share ``errors`` of the answers wrong.
 
     For trying a study out before anybody has answered it.
@@ -201,7 +252,10 @@ def answers_by_score(key: pd.DataFrame, masks: pd.DataFrame, rater: str, *, cove
         prefix = {"a": "" if trial.a == "SAM" else "refined_", "b": "" if trial.b == "SAM" else "refined_"}
         row = {"study": trial.study, "rater": rater, "trial": trial.trial}
         for side, name in prefix.items():
-            row |= {f"{side}_boundary": "yes" if one[name + "biou"] >= sharp else "no", f"{side}_coverage": "yes" if one[name + "iou"] >= covered else "no"}
+            row |= {
+                f"{side}_boundary": "yes" if one[name + "biou"] >= sharp else "no",
+                f"{side}_coverage": "yes" if one[name + "iou"] >= covered else "no",
+            }
         gap = one[prefix["a"] + "biou"] - one[prefix["b"] + "biou"]
         row["better"] = "same" if gap == 0 else "a" if gap > 0 else "b"
         for column, allowed in ANSWERS.items():
@@ -234,7 +288,22 @@ def agreement(answers: pd.DataFrame) -> pd.DataFrame:
         pairs = [table[list(pair)].dropna() for pair in combinations(table.columns, 2)]
         pairs = [pair for pair in pairs if len(pair)]
         equal = [float((pair.iloc[:, 0] == pair.iloc[:, 1]).mean()) for pair in pairs]
-        chance = [float(sum((pair.iloc[:, 0] == value).mean() * (pair.iloc[:, 1] == value).mean() for value in ANSWERS[column])) for pair in pairs]
+        chance = [
+            float(
+                sum(
+                    (pair.iloc[:, 0] == value).mean() * (pair.iloc[:, 1] == value).mean()
+                    for value in ANSWERS[column]
+                )
+            )
+            for pair in pairs
+        ]
         kappas = [(e - c) / (1 - c) for e, c in zip(equal, chance) if c < 1]
-        rows.append((column, float(np.mean(equal)) if equal else np.nan, float(np.mean(kappas)) if kappas else np.nan, len(pairs)))
+        rows.append(
+            (
+                column,
+                float(np.mean(equal)) if equal else np.nan,
+                float(np.mean(kappas)) if kappas else np.nan,
+                len(pairs),
+            )
+        )
     return pd.DataFrame(rows, columns=["question", "agreement", "kappa", "pairs"])

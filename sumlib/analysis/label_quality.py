@@ -44,29 +44,42 @@ def compare(label: Label, truth: Mapping[str, np.ndarray]) -> pd.DataFrame:
         rows[f"{name}iou"] = (mask_iou(each, target) * found).double().numpy()
         rows[f"{name}biou"] = (boundary_iou(each, target) * found).double().numpy()
     certainty = (label.certainty * label.masks).sum((1, 2)) / label.masks.sum((1, 2))
-    return pd.DataFrame(rows | {"predicted_iou": label.predicted_iou, "stability": label.stability, "certainty": certainty})
+    return pd.DataFrame(
+        rows | {"predicted_iou": label.predicted_iou, "stability": label.stability, "certainty": certainty}
+    )
 
 
 def _nearest(masks: Tensor, truth: Mapping[str, np.ndarray]) -> tuple[Tensor, np.ndarray, Tensor]:
     """For each of M masks the true one with the largest IoU (M, H, W), its level (M,) or "none", and whether they overlap (M,)."""
-    levels = [level for level in reversed(TASKS) for _ in truth.get(level, ())]  # the finer first: argmax takes the first of equals
+    levels = [
+        level for level in reversed(TASKS) for _ in truth.get(level, ())
+    ]  # the finer first: argmax takes the first of equals
     if not levels:
         raise ValueError("the image has no true masks; leave it out")
-    true = torch.from_numpy(np.concatenate([truth[level] for level in reversed(TASKS) if level in truth]))  # (K, H, W)
+    true = torch.from_numpy(
+        np.concatenate([truth[level] for level in reversed(TASKS) if level in truth])
+    )  # (K, H, W)
     overlap = masks.flatten(1).float() @ true.flatten(1).float().T  # (M, K)
     area = masks.flatten(1).sum(1)[:, None] + true.flatten(1).sum(1)
     best, found = (overlap / (area - overlap)).argmax(1), overlap.amax(1) > 0
     return true[best], np.where(found.numpy(), np.array(levels)[best.numpy()], "none"), found
 
 
-def _with_truth(labels: PseudoLabels, truth: Mapping[str, Dataset], title: str, progress: bool) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
+def _with_truth(
+    labels: PseudoLabels, truth: Mapping[str, Dataset], title: str, progress: bool
+) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
     """The images of ``labels`` and the true masks of each by level, none if it has no truth."""
     places = {level: {name: k for k, name in enumerate(dataset.names)} for level, dataset in truth.items()}
     for name in with_bar(labels.images, title, progress):
-        yield name, {level: truth[level][place[name]].masks for level, place in places.items() if name in place}
+        yield (
+            name,
+            {level: truth[level][place[name]].masks for level, place in places.items() if name in place},
+        )
 
 
-def compare_all(labels: PseudoLabels, truth: Mapping[str, Dataset], *, progress: bool = True) -> tuple[pd.DataFrame, list[str]]:
+def compare_all(
+    labels: PseudoLabels, truth: Mapping[str, Dataset], *, progress: bool = True
+) -> tuple[pd.DataFrame, list[str]]:
     """`compare` for every image of ``labels`` that has a truth ({level: images with their true masks}), with the column "image" first; and the images without."""
     frames, without = [], []
     for name, masks in _with_truth(labels, truth, "compare with the truth", progress):
@@ -77,7 +90,9 @@ def compare_all(labels: PseudoLabels, truth: Mapping[str, Dataset], *, progress:
         frame.insert(0, "image", name)
         frames.append(frame)
     if not frames:
-        raise ValueError(f"none of the {len(labels.images)} images of {labels.path.name} has true masks; is it the micro set?")
+        raise ValueError(
+            f"none of the {len(labels.images)} images of {labels.path.name} has true masks; is it the micro set?"
+        )
     return pd.concat(frames, ignore_index=True), without
 
 
@@ -91,9 +106,16 @@ def judged(masks: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(answers)
 
 
-def share_interval(values: np.ndarray, images: Sequence[str], generator: np.random.Generator, draws: int = 2000) -> tuple[float, float, float]:
+def share_interval(
+    values: np.ndarray, images: Sequence[str], generator: np.random.Generator, draws: int = 2000
+) -> tuple[float, float, float]:
     """Mean of ``values`` (one a mask) and its 95 % interval by bootstrap over images, all masks of an image together."""
-    sums = pd.DataFrame({"image": images, "value": np.asarray(values, float)}).groupby("image", sort=False)["value"].agg(["sum", "size"]).to_numpy(float)
+    sums = (
+        pd.DataFrame({"image": images, "value": np.asarray(values, float)})
+        .groupby("image", sort=False)["value"]
+        .agg(["sum", "size"])
+        .to_numpy(float)
+    )
     weights = generator.multinomial(len(sums), np.full(len(sums), 1 / len(sums)), size=draws)
     means = (weights @ sums[:, 0]) / (weights @ sums[:, 1])
     return float(sums[:, 0].sum() / sums[:, 1].sum()), *(float(v) for v in np.percentile(means, [2.5, 97.5]))
@@ -116,15 +138,26 @@ def separation(scores: np.ndarray, good: np.ndarray) -> Separation:
     """Compare the scores (N,) of good and bad pseudo-labels, ``good`` (N,) bool. NaN where one kind is missing."""
     scores, good = np.asarray(scores, float), np.asarray(good, bool)
     if good.all() or not good.any():
-        return Separation(*(float(np.median(part)) if len(part) else np.nan for part in (scores[good], scores[~good])), np.nan, np.nan)
+        return Separation(
+            *(float(np.median(part)) if len(part) else np.nan for part in (scores[good], scores[~good])),
+            np.nan,
+            np.nan,
+        )
     test = mannwhitneyu(scores[good], scores[~good], alternative="two-sided")
-    return Separation(float(np.median(scores[good])), float(np.median(scores[~good])), float(test.statistic) / (good.sum() * (~good).sum()), float(test.pvalue))
+    return Separation(
+        float(np.median(scores[good])),
+        float(np.median(scores[~good])),
+        float(test.statistic) / (good.sum() * (~good).sum()),
+        float(test.pvalue),
+    )
 
 
 # ---- calibration of the certainty --------------------------------------------------------------------------------------
 
 
-def certainty_bins(labels: PseudoLabels, truth: Mapping[str, Dataset], bins: int = 20, *, progress: bool = True) -> pd.DataFrame:
+def certainty_bins(
+    labels: PseudoLabels, truth: Mapping[str, Dataset], bins: int = 20, *, progress: bool = True
+) -> pd.DataFrame:
     """How many pixels have which certainty, and how many of them SAM's mask has right: low, high, pixels, correct, certainty (mean).
 
     Right is what agrees with the true mask of the largest IoU; pseudo-labels below IoU 0.5 are of nothing in particular and left out.
@@ -138,10 +171,20 @@ def certainty_bins(labels: PseudoLabels, truth: Mapping[str, Dataset], bins: int
         good = (mask_iou(torch.from_numpy(label.masks), target) >= 0.5).numpy()
         right, certainty = (label.masks == target.numpy())[good].ravel(), label.certainty[good].ravel()
         place = (certainty * bins).astype(int).clip(max=bins - 1)
-        counts += [np.bincount(place, weights=w, minlength=bins) for w in (np.ones(place.size), right, certainty.astype(float))]
+        counts += [
+            np.bincount(place, weights=w, minlength=bins)
+            for w in (np.ones(place.size), right, certainty.astype(float))
+        ]
     edges, pixels = np.linspace(0, 1, bins + 1), np.maximum(counts[0], 1)
-    return pd.DataFrame({"low": edges[:-1], "high": edges[1:], "pixels": counts[0].astype(int), "correct": counts[1].astype(int),
-                         "certainty": np.where(counts[0] > 0, counts[2] / pixels, (edges[:-1] + edges[1:]) / 2)})  # fmt: skip
+    return pd.DataFrame(
+        {
+            "low": edges[:-1],
+            "high": edges[1:],
+            "pixels": counts[0].astype(int),
+            "correct": counts[1].astype(int),
+            "certainty": np.where(counts[0] > 0, counts[2] / pixels, (edges[:-1] + edges[1:]) / 2),
+        }
+    )
 
 
 def recalibrate(bins: pd.DataFrame) -> np.ndarray:
@@ -157,13 +200,18 @@ def recalibrate(bins: pd.DataFrame) -> np.ndarray:
     return fitted[np.searchsorted(seen, np.arange(len(bins)), side="right").clip(1) - 1]
 
 
-def calibration_error(bins: pd.DataFrame, stated: np.ndarray | None = None, above: float = 0.0, below: float = 1.0) -> float:
+def calibration_error(
+    bins: pd.DataFrame, stated: np.ndarray | None = None, above: float = 0.0, below: float = 1.0
+) -> float:
     """Expected calibration error: mean of |share of right pixels - stated probability| over the pixels of the bins within [above, below].
 
     ``stated`` (one a bin): by default the mean certainty.
     """
     chosen = (bins["pixels"] > 0) & (bins["low"] >= above - 1e-9) & (bins["high"] <= below + 1e-9)
-    part, stated = bins[chosen], (bins["certainty"].to_numpy() if stated is None else np.asarray(stated))[chosen]
+    part, stated = (
+        bins[chosen],
+        (bins["certainty"].to_numpy() if stated is None else np.asarray(stated))[chosen],
+    )
     if part.empty:
         return float("nan")
     return float(np.average(np.abs(part["correct"] / part["pixels"] - stated), weights=part["pixels"]))

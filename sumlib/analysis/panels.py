@@ -6,17 +6,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sumlib.model.checkpoint import load_sum
 from sumlib.config.params import Config
+from sumlib.config.runs import RunConfig
 from sumlib.data.dataset import Dataset, Sample
 from sumlib.data.registry import open_dataset
 from sumlib.evaluate import interact, one_click, trained_tasks
+from sumlib.figures.pictures import BLUE, GREEN, ORANGE, overlay
+from sumlib.model.checkpoint import load_sum
 from sumlib.model.foundation import load_foundation
 from sumlib.model.sum import Sum
-from sumlib.figures.pictures import BLUE, GREEN, ORANGE, overlay
 from sumlib.refiner.measure import before_and_after
 from sumlib.refiner.module import load_refiner
-from sumlib.config.runs import RunConfig
 from sumlib.sampler import first_click
 from sumlib.uncertainty import uncertainty_map
 
@@ -39,25 +39,48 @@ def panel_rows(config: Config, run: RunConfig, weights: Path, refiner: Path) -> 
         task = dataset.task if dataset.task in trained_tasks(config, run) else 0
         before = one_click(sam, sample, target, run=config.run("sam"), task=0)
         after = one_click(model, sample, target, run=run, task=task)
-        rows.append({"name": name, "image": sample.image, "point": first_click(target)[0].numpy(), "sam": before[0].numpy(),
-                     "uncertainty": uncertainty_map(*before_and_after(sam, refinement, sample, target))[0].numpy(), "sum": after[0].numpy(), "truth": target[0].numpy()})  # fmt: skip
+        rows.append(
+            {
+                "name": name,
+                "image": sample.image,
+                "point": first_click(target)[0].numpy(),
+                "sam": before[0].numpy(),
+                "uncertainty": uncertainty_map(*before_and_after(sam, refinement, sample, target))[0].numpy(),
+                "sum": after[0].numpy(),
+                "truth": target[0].numpy(),
+            }
+        )
     return rows
 
 
 @torch.no_grad()
-def one_output(model: Sum, sample: Sample, target: np.ndarray, setting: str, *, task: int | None = None) -> np.ndarray:
+def one_output(
+    model: Sum, sample: Sample, target: np.ndarray, setting: str, *, task: int | None = None
+) -> np.ndarray:
     """The mask (H, W) bool for one click on ``target`` (H, W) bool, with the task prompt ``task``, if given.
 
     ``setting`` of `evaluate.interact`: "single", one fixed output, as the paper compares with HQ-SAM; or "ranked", the one that the model
     ranks first, since a task prompt is trained on the three outputs of the first round.
     """
     embedding = model.encode(model.preprocess(sample.image)[None])
-    ((_, _, masks),) = interact(model, embedding, torch.zeros(1, dtype=torch.long), torch.from_numpy(target)[None], prompt="point", setting=setting, rounds=1,
-                                task=task or 0, task_rounds="none" if task is None else "first", keep=True)  # fmt: skip
+    ((_, _, masks),) = interact(
+        model,
+        embedding,
+        torch.zeros(1, dtype=torch.long),
+        torch.from_numpy(target)[None],
+        prompt="point",
+        setting=setting,
+        rounds=1,
+        task=task or 0,
+        task_rounds="none" if task is None else "first",
+        keep=True,
+    )
     return masks[0].cpu().numpy()
 
 
-def task_rows(sam: Sum, model: Sum, salient: Dataset, entities: Dataset, count: int) -> tuple[list[dict[str, np.ndarray]], list[tuple[int, int]]]:
+def task_rows(
+    sam: Sum, model: Sum, salient: Dataset, entities: Dataset, count: int
+) -> tuple[list[dict[str, np.ndarray]], list[tuple[int, int]]]:
     """Rows for `sumlib.figures.pictures.panels` and their clicks (x, y): one click on an object that belongs to a salient group, read as SAM does and by task prompt.
 
     The first ``count`` images of both data sets whose salient mask holds more than one entity; clicked is the largest of these entities.
@@ -73,16 +96,28 @@ def task_rows(sam: Sum, model: Sum, salient: Dataset, entities: Dataset, count: 
         if len(inside) < 2:
             continue
         clicked = max(inside, key=lambda mask: int(mask.sum()))
-        shown = {"SAM": one_output(sam, whole, clicked, "ranked"), "SUM, no task": one_output(model, whole, clicked, "ranked"), "SUM, salient": one_output(model, whole, clicked, "ranked", task=1),
-                 "SUM, entity": one_output(model, whole, clicked, "ranked", task=2)}  # fmt: skip
+        shown = {
+            "SAM": one_output(sam, whole, clicked, "ranked"),
+            "SUM, no task": one_output(model, whole, clicked, "ranked"),
+            "SUM, salient": one_output(model, whole, clicked, "ranked", task=1),
+            "SUM, entity": one_output(model, whole, clicked, "ranked", task=2),
+        }
         truths = {"truth, salient": group, "truth, entity": clicked}
-        rows.append({"image": whole.image} | {title: overlay(whole.image, mask, ORANGE if title == "SAM" else BLUE) for title, mask in shown.items()}
-                    | {title: overlay(whole.image, mask, GREEN) for title, mask in truths.items()})  # fmt: skip
+        rows.append(
+            {"image": whole.image}
+            | {
+                title: overlay(whole.image, mask, ORANGE if title == "SAM" else BLUE)
+                for title, mask in shown.items()
+            }
+            | {title: overlay(whole.image, mask, GREEN) for title, mask in truths.items()}
+        )
         points.append(tuple(first_click(torch.from_numpy(clicked)[None])[0].tolist()))
     return rows, points
 
 
-def model_rows(models: Mapping[str, tuple[Sum, int | None]], dataset: Dataset, images: Sequence[int]) -> tuple[list[dict[str, np.ndarray]], list[tuple[int, int]]]:
+def model_rows(
+    models: Mapping[str, tuple[Sum, int | None]], dataset: Dataset, images: Sequence[int]
+) -> tuple[list[dict[str, np.ndarray]], list[tuple[int, int]]]:
     """Rows and clicks as `task_rows`: the largest mask of each of ``images`` (numbers), by each of ``models`` {title: (model, task prompt)}, one fixed output, and the truth."""
     rows, points = [], []
     for number in images:

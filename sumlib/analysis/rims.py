@@ -11,11 +11,11 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from sumlib.base.masks import dilate
+from sumlib.config.runs import RunConfig
 from sumlib.data.dataset import Dataset, Sample
 from sumlib.evaluate import one_click
-from sumlib.base.masks import dilate
 from sumlib.model.sum import Sum
-from sumlib.config.runs import RunConfig
 
 SIDES = ("background", "same object")
 
@@ -33,7 +33,13 @@ def _pairs(parts: Dataset, entities: Dataset) -> Iterator[tuple[Sample, Sample]]
 
 
 def ring_errors(
-    model: Sum, parts: Dataset, entities: Dataset, *, run: RunConfig, trained_tasks: Collection[int], width: int = 2
+    model: Sum,
+    parts: Dataset,
+    entities: Dataset,
+    *,
+    run: RunConfig,
+    trained_tasks: Collection[int],
+    width: int = 2,
 ) -> pd.DataFrame:
     """Pixels of the ring of ``width`` around each part that the model paints at 1 point (oracle setting), by side.
 
@@ -47,7 +53,9 @@ def ring_errors(
         target, owner = torch.from_numpy(part.masks), _owners(part, entity)
         painted = one_click(model, part, target, run=run, task=task)
         ring = dilate(target, width) & ~target
-        others = torch.from_numpy(entity.masks).any(0) & ~owner  # other objects are neither background nor the same object
+        others = (
+            torch.from_numpy(entity.masks).any(0) & ~owner
+        )  # other objects are neither background nor the same object
         for side, region in zip(SIDES, (ring & ~owner & ~others, ring & owner)):
             pixels, wrong = region.flatten(1).sum(1).tolist(), (region & painted).flatten(1).sum(1).tolist()
             rows += [(run.name, part.name, k, side, p, w) for k, (p, w) in enumerate(zip(pixels, wrong)) if p]
@@ -56,7 +64,9 @@ def ring_errors(
 
 def painted_share(errors: pd.DataFrame, generator: np.random.Generator, draws: int = 2000) -> pd.DataFrame:
     """Share of the ring painted (%), run by side, with a 95 % interval by bootstrap over images; columns run, side, share, low, high."""
-    counts = errors.pivot_table(index="image", columns=["run", "side"], values=["pixels", "painted"], aggfunc="sum", fill_value=0)
+    counts = errors.pivot_table(
+        index="image", columns=["run", "side"], values=["pixels", "painted"], aggfunc="sum", fill_value=0
+    )
     chosen = generator.integers(0, len(counts), (draws, len(counts)))
     weights = np.stack([np.bincount(row, minlength=len(counts)) for row in chosen])  # (draws, images)
     found = []

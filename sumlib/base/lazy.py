@@ -22,6 +22,8 @@ def face(package: str, names: Mapping[str, Sequence[str]]) -> tuple[Callable, Ca
             return getattr(import_module(f"{package}.{module_of[name]}"), name)
         if name in names:
             return import_module(f"{package}.{name}")
-        raise AttributeError(f"module {package!r} has no attribute {name!r}; it hands on {', '.join(sorted(module_of))}")
+        raise AttributeError(
+            f"module {package!r} has no attribute {name!r}; it hands on {', '.join(sorted(module_of))}"
+        )
 
     return find, lambda: sorted(module_of), sorted(module_of)

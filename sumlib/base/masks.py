@@ -24,11 +24,15 @@ def require_masks(**masks: Tensor) -> None:
     first = next(iter(masks))
     for name, mask in masks.items():
         if mask.dtype != torch.bool:
-            raise ValueError(f"{name} must be a bool tensor, got {mask.dtype}: binarise it first (logits > 0)")
+            raise ValueError(
+                f"{name} must be a bool tensor, got {mask.dtype}: binarise it first (logits > 0)"
+            )
         if mask.ndim != 3:
             raise ValueError(f"{name} must have the shape (N, H, W), got {tuple(mask.shape)}")
         if mask.shape != masks[first].shape:
-            raise ValueError(f"{name} {tuple(mask.shape)} and {first} {tuple(masks[first].shape)} differ in shape")
+            raise ValueError(
+                f"{name} {tuple(mask.shape)} and {first} {tuple(masks[first].shape)} differ in shape"
+            )
 
 
 def mask_box(masks: Tensor) -> Tensor:
@@ -53,7 +57,9 @@ def jittered_boxes(masks: Tensor, generator: torch.Generator, jitter: float = 0.
     """Box prompts of masks (N, S, S) bool: (N, 4) XYXY, each side moved by up to ``jitter`` of the box's size, both ways."""
     box = mask_box(masks)
     size = (box[:, 2:] - box[:, :2]).repeat(1, 2)
-    return (box + (2 * torch.rand(box.shape, generator=generator).to(box.device) - 1) * jitter * size).clamp(0, masks.shape[-1] - 1)
+    return (box + (2 * torch.rand(box.shape, generator=generator).to(box.device) - 1) * jitter * size).clamp(
+        0, masks.shape[-1] - 1
+    )
 
 
 def rle_encode(mask: np.ndarray) -> dict:
@@ -119,7 +125,11 @@ def resize_longest_side(image: np.ndarray, side: int) -> np.ndarray:
 
 def resized(maps: Tensor, size: tuple[int, int]) -> Tensor:
     """Maps (N, K, h, w) float -> (N, K, *size), bilinear; those that have this size already as they are."""
-    return maps if tuple(maps.shape[-2:]) == tuple(size) else F.interpolate(maps, tuple(size), mode="bilinear", align_corners=False)
+    return (
+        maps
+        if tuple(maps.shape[-2:]) == tuple(size)
+        else F.interpolate(maps, tuple(size), mode="bilinear", align_corners=False)
+    )
 
 
 def framed(maps: np.ndarray, side: int) -> Tensor:

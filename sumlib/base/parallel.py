@@ -19,7 +19,9 @@ def processes() -> int:
     if not wanted:
         return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if not wanted.isdecimal() or wanted == "0":
-        raise ValueError(f"the environment variable SUM_PROCESSES is {wanted!r}; allowed: a whole number from 1 on, or unset for one process a core")
+        raise ValueError(
+            f"the environment variable SUM_PROCESSES is {wanted!r}; allowed: a whole number from 1 on, or unset for one process a core"
+        )
     return int(wanted)
 
 
@@ -29,7 +31,9 @@ def together(work: Callable[..., None], workers: int, *arguments) -> None:
     They start with a copy of everything this process holds; what they change stays with them. The first failure ends all and is raised.
     """
     with TemporaryDirectory(prefix="sum-") as folder:
-        multiprocessing.start_processes(_join, (workers, Path(folder) / "meeting", work, arguments), nprocs=workers, start_method="fork")
+        multiprocessing.start_processes(
+            _join, (workers, Path(folder) / "meeting", work, arguments), nprocs=workers, start_method="fork"
+        )
 
 
 def _join(rank: int, workers: int, meeting: Path, work: Callable[..., None], arguments: tuple) -> None:
@@ -68,7 +72,9 @@ def each(work: Callable, items: Sequence, workers: int) -> Iterator:
         return
     global _work
     _work = work  # a closure can not be pickled, but is inherited
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("fork"), torch.set_num_threads, (1,)) as pool:
+    with ProcessPoolExecutor(
+        workers, multiprocessing.get_context("fork"), torch.set_num_threads, (1,)
+    ) as pool:
         yield from pool.map(_call, items)
 
 

@@ -16,7 +16,17 @@ import yaml
 
 from sumlib.base.paths import PARAMS, ROOT
 from sumlib.config.runs import Budget, RunConfig, read_runs
-from sumlib.config.schema import ConfigError, Count, Fraction, NonNegative, OneOf, Positive, Range, Reader, Seed
+from sumlib.config.schema import (
+    ConfigError,
+    Count,
+    Fraction,
+    NonNegative,
+    OneOf,
+    Positive,
+    Range,
+    Reader,
+    Seed,
+)
 
 
 @dataclass(frozen=True)
@@ -205,7 +215,9 @@ class Config:
 
     def with_backbone(self, backbone: str) -> "Config":
         """The same with another foundation model: "vit_l", "vit_b"; "vit_h" (and the labellers "sam" and "sum") is the one it has."""
-        return replace(self, model=getattr(self.backbones, backbone)) if backbone in ("vit_l", "vit_b") else self
+        return (
+            replace(self, model=getattr(self.backbones, backbone)) if backbone in ("vit_l", "vit_b") else self
+        )
 
     def images_per_iteration(self, run: RunConfig) -> tuple[int, int]:
         """(human, unlabeled) images in a step: `finetune.images` split by the ratio of the run's budget.
@@ -226,7 +238,9 @@ class Config:
         if not unlabeled:
             return [self.finetune.prompts_per_image] * human, []
         rest = total - human * self.finetune.human_prompts
-        return [self.finetune.human_prompts] * human, [rest // unlabeled + (k < rest % unlabeled) for k in range(unlabeled)]
+        return [self.finetune.human_prompts] * human, [
+            rest // unlabeled + (k < rest % unlabeled) for k in range(unlabeled)
+        ]
 
 
 SECTIONS = {name: hint for name, hint in get_type_hints(Config).items() if name not in ("profile", "runs")}
@@ -247,9 +261,13 @@ def load_config(profile: str | None = None, path: Path = PARAMS) -> Config:
     sections = {name: _section(reader, kind, params[name], name, chosen) for name, kind in SECTIONS.items()}
     baselines, runs = (read_runs(reader, params[name], name) for name in ("baselines", "runs"))
     if (settings := sections["finetune"]).images % settings.shares:
-        reader.fail(f"finetune.{chosen}.shares is {settings.shares}, which does not divide images, {settings.images}")
+        reader.fail(
+            f"finetune.{chosen}.shares is {settings.shares}, which does not divide images, {settings.images}"
+        )
     if settings.human_prompts > settings.prompts_per_image:
-        reader.fail(f"finetune.{chosen}.human_prompts is {settings.human_prompts}; allowed: at most prompts_per_image, {settings.prompts_per_image}")
+        reader.fail(
+            f"finetune.{chosen}.human_prompts is {settings.human_prompts}; allowed: at most prompts_per_image, {settings.prompts_per_image}"
+        )
     if both := baselines.keys() & runs.keys():
         reader.fail(f"runs.{min(both)} has the name of a baseline; give it another")
     return Config(profile=chosen, runs=baselines | runs, **sections)
@@ -262,7 +280,9 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         keys = [key.value for key, _ in node.value]
         for key, _ in node.value:
             if keys.count(key.value) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} stands twice", key.start_mark)
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key {key.value!r} stands twice", key.start_mark
+                )
         return super().construct_mapping(node, deep)
 
 

@@ -44,7 +44,9 @@ class RunConfig:
     HQ-SAM's head alone, by its recipe: one prompt of random kind, no rounds."""
     theta: Fraction | None = None
     """Certainty above which a pixel counts in the dice loss, if not `finetune.theta`."""
-    uncertainty: Annotated[str, OneOf(("refinement", "confidence", "discrepancy", "two-decoders"))] = "refinement"
+    uncertainty: Annotated[str, OneOf(("refinement", "confidence", "discrepancy", "two-decoders"))] = (
+        "refinement"
+    )
     """What the certainty of pseudo-labels comes from: the refined masks, SAM's own logits, or how far student and EMA teacher, or two decoders, agree."""
     consistency: Annotated[str, OneOf(("none", "mixed", "mixed-multi", "box", "uniform-point"))] = "none"
     """AugSeg: the masks of an EMA teacher, for prompts of that kind; "mixed-multi" over all rounds, else over one. They stand in for the pseudo-labels,
@@ -72,14 +74,31 @@ def label_name(budget: str, labeller: str) -> str:
 
 
 _MEANINGLESS = (
-    ("while unlabeled is false", lambda run: not run.unlabeled,
-     {"uncertainty_loss": False, "uncertainty_sampling": False, "labels": "sam", "theta": None, "uncertainty": "refinement", "consistency": "none", "contrast": 0.0}),
-    ("with consistency alone, whose masks have no certainty", lambda run: run.consistency != "none" and not run.uncertainty_loss,
-     {"uncertainty_sampling": False, "labels": "sam", "contrast": 0.0}),
+    (
+        "while unlabeled is false",
+        lambda run: not run.unlabeled,
+        {
+            "uncertainty_loss": False,
+            "uncertainty_sampling": False,
+            "labels": "sam",
+            "theta": None,
+            "uncertainty": "refinement",
+            "consistency": "none",
+            "contrast": 0.0,
+        },
+    ),
+    (
+        "with consistency alone, whose masks have no certainty",
+        lambda run: run.consistency != "none" and not run.uncertainty_loss,
+        {"uncertainty_sampling": False, "labels": "sam", "contrast": 0.0},
+    ),
     ("with consistency", lambda run: run.consistency != "none", {"uncertainty": "refinement"}),
-    ("with tuning hq, which trains on one prompt", lambda run: run.tuning == "hq" and run.uncertainty != "confidence",
-     {"uncertainty": "refinement", "consistency": "none", "contrast": 0.0}),
-)  # fmt: skip
+    (
+        "with tuning hq, which trains on one prompt",
+        lambda run: run.tuning == "hq" and run.uncertainty != "confidence",
+        {"uncertainty": "refinement", "consistency": "none", "contrast": 0.0},
+    ),
+)
 """Combinations of a run's settings that mean nothing: (why, when, what the settings must be)."""
 
 
@@ -87,14 +106,21 @@ def read_runs(reader: Reader, entries: Any, where: str) -> dict[str, RunConfig]:
     """The runs of one section by name, each checked for combinations that mean nothing."""
     if not isinstance(entries, Mapping):
         reader.fail(f"{where} must hold a run for each key, not {entries!r}")
-    runs = {name: reader.record(RunConfig, item, f"{where}.{name}", name=str(name)) for name, item in entries.items()}
+    runs = {
+        name: reader.record(RunConfig, item, f"{where}.{name}", name=str(name))
+        for name, item in entries.items()
+    }
     for name, run in runs.items():
         if (run.budget == "none") != (where == "baselines"):
-            reader.fail(f"{where}.{name}.budget is {run.budget!r}; allowed: none for a baseline, a budget for a run")
+            reader.fail(
+                f"{where}.{name}.budget is {run.budget!r}; allowed: none for a baseline, a budget for a run"
+            )
         named = f"{where}.{name}"
         known = [label_name(run.budget, labeller) for labeller in LABELLERS]
         if run.unlabeled and run.pseudo_labels not in known:
-            reader.fail(f"{named}.pseudo_labels is {run.pseudo_labels!r}; allowed with budget {run.budget}: one of {', '.join(known)}")
+            reader.fail(
+                f"{named}.pseudo_labels is {run.pseudo_labels!r}; allowed with budget {run.budget}: one of {', '.join(known)}"
+            )
         for condition, when, settings in _MEANINGLESS:
             for key, off in settings.items():
                 if when(run) and getattr(run, key) != off:

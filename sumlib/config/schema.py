@@ -1,13 +1,13 @@
 """Checked conversion of parsed YAML into frozen dataclasses whose type hints say what is allowed.
 
-    >>> @dataclass(frozen=True)
-    ... class Box:
-    ...     width: Annotated[int, Range(1)]
-    >>> Reader("box.yaml").record(Box, {"width": 3}, "box")
-    Box(width=3)
-    >>> Reader("box.yaml").record(Box, {"width": 0}, "box")
-    Traceback (most recent call last):
-    sumlib.config.schema.ConfigError: box.yaml: box.width is 0; allowed: at least 1
+>>> @dataclass(frozen=True)
+... class Box:
+...     width: Annotated[int, Range(1)]
+>>> Reader("box.yaml").record(Box, {"width": 3}, "box")
+Box(width=3)
+>>> Reader("box.yaml").record(Box, {"width": 0}, "box")
+Traceback (most recent call last):
+sumlib.config.schema.ConfigError: box.yaml: box.width is 0; allowed: at least 1
 """
 
 import difflib
@@ -65,7 +65,9 @@ class Reader:
         """`value`, with no key outside `allowed` and every key of `required` (default: all allowed)."""
         where = where and where + "."
         if not isinstance(value, Mapping):
-            self.fail(f"{where.rstrip('.') or 'the file'} must hold keys ({', '.join(allowed)}), not {value!r}")
+            self.fail(
+                f"{where.rstrip('.') or 'the file'} must hold keys ({', '.join(allowed)}), not {value!r}"
+            )
         for key in value:
             if key not in allowed:
                 near = difflib.get_close_matches(str(key), allowed, n=1, cutoff=0)
@@ -81,7 +83,9 @@ class Reader:
         known = [field for field in fields(kind) if field.name not in given]
         required = [field.name for field in known if field.default is MISSING]
         value = self.mapping(value, where, [field.name for field in known], required)
-        return kind(**given, **{key: self.value(hints[key], item, f"{where}.{key}") for key, item in value.items()})
+        return kind(
+            **given, **{key: self.value(hints[key], item, f"{where}.{key}") for key, item in value.items()}
+        )
 
     def value(self, hint: Any, value: Any, where: str) -> Any:
         """`value` checked against a type hint; lists become tuples, integers become floats where one is asked for."""
@@ -92,7 +96,11 @@ class Reader:
                 self.fail(f"{where} is {value!r}; allowed: {args[1]}")
             return value
         if origin in (Union, UnionType):  # X | None
-            return None if value is None else self.value(next(a for a in args if a is not NoneType), value, where)
+            return (
+                None
+                if value is None
+                else self.value(next(a for a in args if a is not NoneType), value, where)
+            )
         if origin is tuple:
             if not isinstance(value, list) or not value or len(set(map(str, value))) < len(value):
                 self.fail(f"{where} is {value!r}; allowed: a list of different values, not empty")

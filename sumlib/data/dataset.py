@@ -67,7 +67,9 @@ class Dataset(Sequence[Sample]):
         self._checked = False
         if len(set(self.names)) < len(self._entries):
             twice = next(n for i, n in enumerate(self.names) if n in self.names[:i])
-            raise ValueError(f"data set {name}: two samples are called {twice!r}; rename or remove one of them")
+            raise ValueError(
+                f"data set {name}: two samples are called {twice!r}; rename or remove one of them"
+            )
 
     @property
     def names(self) -> list[str]:

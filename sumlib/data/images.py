@@ -9,7 +9,15 @@ import numpy as np
 from PIL import Image, ImageOps
 
 ORIENTATION = 0x0112  # EXIF tag; 1 = upright, 5-8 = height and width exchanged
-UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
+UNREADABLE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
 
 
 class BadSampleError(ValueError):
@@ -49,11 +57,17 @@ def read_mask(path: Path, threshold: int | None = None) -> np.ndarray:
         raise BadSampleError(path, "mask has no foreground; remove the sample or restore its mask")
     if threshold is None:
         if 1 < top <= 128:
-            raise BadSampleError(path, f"mask values end at {top}, neither 0/1 nor 0/255; re-save the mask as 0/255")
+            raise BadSampleError(
+                path, f"mask values end at {top}, neither 0/1 nor 0/255; re-save the mask as 0/255"
+            )
         threshold = 0 if top == 1 else 128
     mask = gray > threshold
     if not mask.any():
-        found = "holds 0/1 values where 0/255 is expected" if top == 1 else f"has no value above {threshold}, only {top}"
+        found = (
+            "holds 0/1 values where 0/255 is expected"
+            if top == 1
+            else f"has no value above {threshold}, only {top}"
+        )
         raise BadSampleError(path, f"mask {found}; re-save it as 0/255")
     return mask
 
@@ -76,7 +90,9 @@ def require_same_size(image: np.ndarray, image_path: Path, mask: np.ndarray, mas
         return
     reason = f"mask is {_size(mask)}, but the image {image_path} is {_size(image)}"
     if mask.shape == (width, height) and is_turned(image_path):
-        reason += " once its EXIF orientation is applied; turn the mask upright, or remove the tag if it is wrong"
+        reason += (
+            " once its EXIF orientation is applied; turn the mask upright, or remove the tag if it is wrong"
+        )
     else:
         reason += " (height x width); restore the pair that belongs together"
     raise BadSampleError(mask_path, reason)
@@ -102,7 +118,9 @@ def _open(path: Path, data: bytes | None = None) -> Image.Image:
     except FileNotFoundError:
         raise BadSampleError(path, "file is missing; restore it or remove the sample") from None
     except UNREADABLE as error:
-        raise BadSampleError(path, f"file is truncated or not an image ({error}); download it again") from error
+        raise BadSampleError(
+            path, f"file is truncated or not an image ({error}); download it again"
+        ) from error
 
 
 def _gray(path: Path) -> np.ndarray:
@@ -120,7 +138,9 @@ def _one_channel(values: np.ndarray, path: Path) -> np.ndarray:
     """(H, W) from (H, W) or (H, W, 3 or 4); raises BadSampleError if the colour channels differ."""
     if values.ndim == 3:
         if (values[..., :3] != values[..., :1]).any():
-            raise BadSampleError(path, "mask has colours (its three channels differ); re-save it with one channel")
+            raise BadSampleError(
+                path, "mask has colours (its three channels differ); re-save it with one channel"
+            )
         values = values[..., 0]
     return values
 

@@ -6,11 +6,21 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from sumlib.data.layouts import coco, pairs, label_maps as parsing, sa1b
 from sumlib.data.dataset import BadSample, Dataset, Entry, Sample
 from sumlib.data.images import BadSampleError
+from sumlib.data.layouts import coco, pairs, sa1b
+from sumlib.data.layouts import label_maps as parsing
 
-__all__ = ["REGISTRY", "TASK_GROUPS", "BadSample", "BadSampleError", "Dataset", "Sample", "Source", "open_dataset"]
+__all__ = [
+    "REGISTRY",
+    "TASK_GROUPS",
+    "BadSample",
+    "BadSampleError",
+    "Dataset",
+    "Sample",
+    "Source",
+    "open_dataset",
+]
 
 UNSPECIFIED, SALIENT, ENTITY, PART = range(4)
 
@@ -47,7 +57,9 @@ REGISTRY = {
     "DIS-VD": Source(("test/DIS5K/DIS-VD",), _folders("im", "gt"), SALIENT),
     "HRSOD": Source(("test/HRSOD",), _folders("images", "masks_max255"), SALIENT),
     # soft alpha, cut at one half
-    "ThinObject5K": Source(("test/ThinObject5K",), _folders("images_test", "masks_test", threshold=127), SALIENT),
+    "ThinObject5K": Source(
+        ("test/ThinObject5K",), _folders("images_test", "masks_test", threshold=127), SALIENT
+    ),
     "BIG": Source(("test/BIG",), partial(pairs.flat_pairs, folders=("val", "test")), SALIENT),
     "VOCEVAL": Source(("test/VOCEVAL",), pairs.flat_pairs, SALIENT),
     "Bodypart": Source(("test/LV-MHP-v2",), parsing.lv_mhp, PART, first=1000),
@@ -65,9 +77,13 @@ REGISTRY = {
 `test/EntitySeg` is the official EntitySeg tree again (a link will do): its validation images lie in the same packs.
 """
 for _number, _pack in enumerate(coco.PACKS):
-    REGISTRY[f"EntitySeg-{_number}"] = Source(("test/EntitySeg",), partial(coco.entityseg, split="val", pack=_pack), ENTITY)
+    REGISTRY[f"EntitySeg-{_number}"] = Source(
+        ("test/EntitySeg",), partial(coco.entityseg, split="val", pack=_pack), ENTITY
+    )
 for _level, _task in (("salient", SALIENT), ("entity", ENTITY), ("part", PART)):
-    REGISTRY[f"Internal-{_level}"] = Source(("internal",), partial(coco.coco, annotations=f"{_level}.json"), _task)
+    REGISTRY[f"Internal-{_level}"] = Source(
+        ("internal",), partial(coco.coco, annotations=f"{_level}.json"), _task
+    )
     REGISTRY[f"dev-{_level}"] = Source(("dev",), partial(coco.coco, annotations=f"{_level}.json"), _task)
 
 

@@ -27,7 +27,11 @@ _ROUND_LOOKS = {1: ("#0072B2", "o", "-"), 3: ("#D55E00", "s", "--"), 6: ("#009E7
 @styled
 def schemes_figure(scores: pd.DataFrame, rounds: int = 1) -> Figure:
     """Figure 12: difference to SAM after ``rounds`` points for each scheme of `SCHEMES`, a column a task group: mIoU filled, mBIoU open."""
-    values = over_seeds(scores).query("dataset == 'average' and prompt == 'point' and rounds == @rounds").set_index(["model", "train_set", "task", "metric"])["ours"]
+    values = (
+        over_seeds(scores)
+        .query("dataset == 'average' and prompt == 'point' and rounds == @rounds")
+        .set_index(["model", "train_set", "task", "metric"])["ours"]
+    )
     found = {key: name for key, name in SCHEMES.items() if key in values.index.droplevel(["task", "metric"])}
     figure = new_figure(8.6, 1.2 + 0.3 * len(found))
     for axes, task in zip(figure.subplots(1, 3, sharey=True), GROUPS):
@@ -35,20 +39,43 @@ def schemes_figure(scores: pd.DataFrame, rounds: int = 1) -> Figure:
         for y, key in enumerate(found):
             colour = "#0072B2" if key[0].startswith("SUM") else "#D55E00"
             for metric, face in (("mIoU", colour), ("mBIoU", "white")):
-                axes.plot(values[(*key, task, metric)] - values[("SAM", "none", task, metric)], y, marker="o", color=colour, markerfacecolor=face, markersize=5.5,
-                          linestyle="none", label=metric if y == 0 else None)
-        axes.set(yticks=range(len(found)), yticklabels=found.values(), ylim=(len(found) - 0.5, -0.5), xlabel="difference to SAM (points)")
+                axes.plot(
+                    values[(*key, task, metric)] - values[("SAM", "none", task, metric)],
+                    y,
+                    marker="o",
+                    color=colour,
+                    markerfacecolor=face,
+                    markersize=5.5,
+                    linestyle="none",
+                    label=metric if y == 0 else None,
+                )
+        axes.set(
+            yticks=range(len(found)),
+            yticklabels=found.values(),
+            ylim=(len(found) - 0.5, -0.5),
+            xlabel="difference to SAM (points)",
+        )
         axes.set_title(GROUP_TITLES[task], fontweight="bold")
         axes.grid(axis="x")
-    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside upper right", ncols=2, frameon=False, fontsize=7.5)
-    figure.suptitle("Figure 12. What is forgotten, whatever moves", x=0.01, ha="left", fontsize=10.5, fontweight="bold")
+    figure.legend(
+        *figure.axes[0].get_legend_handles_labels(),
+        loc="outside upper right",
+        ncols=2,
+        frameon=False,
+        fontsize=7.5,
+    )
+    figure.suptitle(
+        "Figure 12. What is forgotten, whatever moves", x=0.01, ha="left", fontsize=10.5, fontweight="bold"
+    )
     return figure
 
 
 @styled
 def theta_figure(scores: pd.DataFrame) -> Figure:
     """Figure 16: scores of SUM (FT-Medium, seed 0) by the threshold theta of the dice loss, at 1, 3 and 6 points; a column a task group."""
-    chosen = scores.query("dataset == 'average' and prompt == 'point' and setting == 'oracle' and train_set == 'FT-Medium' and seed == 0")
+    chosen = scores.query(
+        "dataset == 'average' and prompt == 'point' and setting == 'oracle' and train_set == 'FT-Medium' and seed == 0"
+    )
     values = chosen.set_index(["model", "task", "metric", "rounds"])["value"]
     thetas = {theta: model for theta, model in THETAS.items() if model in set(chosen["model"])}
     figure = new_figure(8.6, 4.2)
@@ -56,8 +83,19 @@ def theta_figure(scores: pd.DataFrame) -> Figure:
     for row, metric in zip(grid, METRICS):
         for axes, task in zip(row, GROUPS):
             for rounds, (colour, marker, line) in _ROUND_LOOKS.items():
-                known = {theta: values[(model, task, metric, rounds)] for theta, model in thetas.items() if (model, task, metric, rounds) in values.index}
-                axes.plot(list(known), list(known.values()), color=colour, marker=marker, linestyle=line, label=f"{rounds} point{'s' if rounds > 1 else ''}")
+                known = {
+                    theta: values[(model, task, metric, rounds)]
+                    for theta, model in thetas.items()
+                    if (model, task, metric, rounds) in values.index
+                }
+                axes.plot(
+                    list(known),
+                    list(known.values()),
+                    color=colour,
+                    marker=marker,
+                    linestyle=line,
+                    label=f"{rounds} point{'s' if rounds > 1 else ''}",
+                )
             axes.margins(y=0.15)
             if metric == "mIoU":
                 axes.set_title(GROUP_TITLES[task], fontweight="bold")
@@ -65,7 +103,13 @@ def theta_figure(scores: pd.DataFrame) -> Figure:
     for axes in grid[1]:
         axes.set(xticks=list(thetas), xlabel="θ")
     grid[0, 0].legend(frameon=False, fontsize=7)
-    figure.suptitle("Figure 16. The threshold θ of the uncertainty-aware dice loss", x=0.01, ha="left", fontsize=10.5, fontweight="bold")
+    figure.suptitle(
+        "Figure 16. The threshold θ of the uncertainty-aware dice loss",
+        x=0.01,
+        ha="left",
+        fontsize=10.5,
+        fontweight="bold",
+    )
     return figure
 
 
@@ -82,7 +126,14 @@ def variants_figure(changed: pd.DataFrame, titles: Sequence[str], heading: str) 
                 row = rows.loc[(metric, task, title)]
                 colour = "#0072B2" if title == titles[-1] else "#8A8A8A"
                 axes.barh(y, row["difference"], color=colour, height=0.62)
-                axes.errorbar(row["difference"], y, xerr=[[row["difference"] - row["low"]], [row["high"] - row["difference"]]], color="#222222", linewidth=0.9, capsize=2)
+                axes.errorbar(
+                    row["difference"],
+                    y,
+                    xerr=[[row["difference"] - row["low"]], [row["high"] - row["difference"]]],
+                    color="#222222",
+                    linewidth=0.9,
+                    capsize=2,
+                )
             axes.set(yticks=range(len(titles)), yticklabels=titles, ylim=(len(titles) - 0.4, -0.6))
             axes.grid(axis="x")
             axes.grid(False, axis="y")

@@ -25,7 +25,12 @@ LOOKS = LOOKS | {
 }
 SAM, SUM = ("SAM", "none"), ("SUM", "FT-Medium")
 MAIN: tuple[Key, ...] = (SAM, ("Human-annotation-only", "FT-Small"), ("Vanilla", "FT-Medium"), SUM)
-HQ: tuple[Key, ...] = (SAM, ("HQ-SAM", "FT-Small"), ("Vanilla (HQ-SAM arch.)", "FT-Small"), ("SUM (HQ-SAM arch.)", "FT-Small"))
+HQ: tuple[Key, ...] = (
+    SAM,
+    ("HQ-SAM", "FT-Small"),
+    ("Vanilla (HQ-SAM arch.)", "FT-Small"),
+    ("SUM (HQ-SAM arch.)", "FT-Small"),
+)
 BOXED: tuple[Key, ...] = (SAM, ("HQ-SAM", "FT-Small"), SUM)
 
 
@@ -96,7 +101,14 @@ def curves_figure(number: int, scores: pd.DataFrame) -> Figure:
         row[0].set_ylabel(f"{spec.metric or list(METRICS)[k]}")
     for axes in grid[-1]:
         axes.set_xlabel("round" if spec.prompt == "point" else "round (a box first)")
-    figure.legend(list(drawn.values()), [_name(key) for key in drawn], loc="outside lower center", ncols=len(drawn) or 1, frameon=False, fontsize=8)
+    figure.legend(
+        list(drawn.values()),
+        [_name(key) for key in drawn],
+        loc="outside lower center",
+        ncols=len(drawn) or 1,
+        frameon=False,
+        fontsize=8,
+    )
     figure.suptitle(f"Figure {number}. {spec.title}", x=0.01, ha="left", fontsize=10.5, fontweight="bold")
     return figure
 
@@ -108,7 +120,11 @@ def _name(key: Key) -> str:
 @styled
 def budgets_figure(scores: pd.DataFrame, rounds: Sequence[int] = (1, 3)) -> Figure:
     """Figure 5: human masks alone, Vanilla and SUM at each size of the human data, against SAM (line); points, by task group."""
-    values = over_seeds(scores).query("dataset == 'average' and prompt == 'point'").set_index(["model", "train_set", "metric", "task", "rounds"])["ours"]
+    values = (
+        over_seeds(scores)
+        .query("dataset == 'average' and prompt == 'point'")
+        .set_index(["model", "train_set", "metric", "task", "rounds"])["ours"]
+    )
     cases = [(metric, number) for metric in METRICS for number in rounds]
     figure = new_figure(9.6, 1.75 * len(cases) + 0.8)
     grid, drawn = figure.subplots(len(cases), len(GROUPS), sharex=True), {}
@@ -116,16 +132,44 @@ def budgets_figure(scores: pd.DataFrame, rounds: Sequence[int] = (1, 3)) -> Figu
         axes.set_title(GROUP_TITLES[task], fontweight="bold")
     for row, (metric, number) in zip(grid, cases):
         for axes, task in zip(row, GROUPS):
-            drawn["SAM"] = axes.axhline(values[("SAM", "none", metric, task, number)], color="#4D4D4D", linewidth=1)
+            drawn["SAM"] = axes.axhline(
+                values[("SAM", "none", metric, task, number)], color="#4D4D4D", linewidth=1
+            )
             for model, (colour, marker) in TRAINED.items():
-                known = [k for k, budget in enumerate(BUDGETS) if (model, budget, metric, task, number) in values.index]
-                (drawn[model],) = axes.plot(known, [values[(model, BUDGETS[k], metric, task, number)] for k in known], color=colour, marker=marker)
-            axes.set(xticks=range(len(BUDGETS)), xticklabels=[budget.removeprefix("FT-") for budget in BUDGETS], xlim=(-0.3, len(BUDGETS) - 0.7))
+                known = [
+                    k
+                    for k, budget in enumerate(BUDGETS)
+                    if (model, budget, metric, task, number) in values.index
+                ]
+                (drawn[model],) = axes.plot(
+                    known,
+                    [values[(model, BUDGETS[k], metric, task, number)] for k in known],
+                    color=colour,
+                    marker=marker,
+                )
+            axes.set(
+                xticks=range(len(BUDGETS)),
+                xticklabels=[budget.removeprefix("FT-") for budget in BUDGETS],
+                xlim=(-0.3, len(BUDGETS) - 0.7),
+            )
             axes.margins(y=0.15)
         row[0].set_ylabel(f"{metric}, {number} point{'s' if number > 1 else ''}")
     figure.align_ylabels(grid[:, 0])
-    figure.legend(list(drawn.values()), list(drawn), loc="outside lower center", ncols=len(drawn), frameon=False, fontsize=8)
-    figure.suptitle("Figure 5. What is trained on, at three sizes of the human data", x=0.01, ha="left", fontsize=10.5, fontweight="bold")
+    figure.legend(
+        list(drawn.values()),
+        list(drawn),
+        loc="outside lower center",
+        ncols=len(drawn),
+        frameon=False,
+        fontsize=8,
+    )
+    figure.suptitle(
+        "Figure 5. What is trained on, at three sizes of the human data",
+        x=0.01,
+        ha="left",
+        fontsize=10.5,
+        fontweight="bold",
+    )
     return figure
 
 
@@ -133,25 +177,49 @@ def budgets_figure(scores: pd.DataFrame, rounds: Sequence[int] = (1, 3)) -> Figu
 def boundary_figure(scores: pd.DataFrame) -> Figure:
     """Figure 13: one boundary point, with (filled) and without (open) uncertainty-aware sampling; ours above, the paper's Table 5 below."""
     keys = {"SUM": "#0072B2", "SUM w/o uncertainty sampling": "white"}
-    ours = over_seeds(scores).query("prompt == 'boundary-point' and rounds == 1 and train_set == 'FT-Medium'").rename(columns={"ours": "value"})
+    ours = (
+        over_seeds(scores)
+        .query("prompt == 'boundary-point' and rounds == 1 and train_set == 'FT-Medium'")
+        .rename(columns={"ours": "value"})
+    )
     sources: Mapping[str, pd.DataFrame] = {"micro, ours": ours, "paper": paper_tables().query("table == '5'")}
     order = [(task, name) for task, names in dataset_order().items() for name in (*names, "average")]
     figure = new_figure(10.2, 6.4)
     grid = figure.subplots(4, 1, sharex=True)
     for axes, (source, metric) in zip(grid, [(source, metric) for metric in METRICS for source in sources]):
-        values = sources[source].query("metric == @metric").drop_duplicates(["model", "task", "dataset"]).set_index(["model", "task", "dataset"])["value"]
+        values = (
+            sources[source]
+            .query("metric == @metric")
+            .drop_duplicates(["model", "task", "dataset"])
+            .set_index(["model", "task", "dataset"])["value"]
+        )
         for x, place in enumerate(order):
             pair = [values.get((model, *place), np.nan) for model in keys]
             places = (x + 0.15, x - 0.15)  # beside each other: the differences are small
             axes.plot(places, pair, color="#0072B2", linewidth=1, zorder=1)
             for at, value, face in zip(places, pair, keys.values()):
-                axes.plot(at, value, marker="o", color="#0072B2", markerfacecolor=face, markersize=4.5, zorder=2)
+                axes.plot(
+                    at, value, marker="o", color="#0072B2", markerfacecolor=face, markersize=4.5, zorder=2
+                )
         axes.set_ylabel(f"{metric}\n({source})")
         axes.margins(y=0.15)
-    grid[-1].set_xticks(range(len(order)), [f"mean {task}" if name == "average" else name for task, name in order], rotation=38, ha="right", rotation_mode="anchor")
+    grid[-1].set_xticks(
+        range(len(order)),
+        [f"mean {task}" if name == "average" else name for task, name in order],
+        rotation=38,
+        ha="right",
+        rotation_mode="anchor",
+    )
     for text, (_, name) in zip(grid[-1].get_xticklabels(), order):
         text.set_fontweight("bold" if name == "average" else "normal")
-    handles = [matplotlib.lines.Line2D([], [], color="#0072B2", marker="o", markerfacecolor=face, linestyle="none", label=model) for model, face in keys.items()]
+    handles = [
+        matplotlib.lines.Line2D(
+            [], [], color="#0072B2", marker="o", markerfacecolor=face, linestyle="none", label=model
+        )
+        for model, face in keys.items()
+    ]
     figure.legend(handles=handles, loc="outside upper right", ncols=2, frameon=False, fontsize=8)
-    figure.suptitle("Figure 13. One point near the boundary", x=0.01, ha="left", fontsize=10.5, fontweight="bold")
+    figure.suptitle(
+        "Figure 13. One point near the boundary", x=0.01, ha="left", fontsize=10.5, fontweight="bold"
+    )
     return figure

@@ -27,7 +27,13 @@ def panels(rows: Sequence[Mapping[str, np.ndarray]], size: float = 1.7) -> Figur
     A picture is an image (H, W, 3), or a map (H, W) in [0, 1], dark to bright. ``size`` is one picture's, in inches.
     """
     columns = max(len(row) for row in rows)
-    figure, grid = plt.subplots(len(rows), columns, figsize=(size * columns, (size + 0.25) * len(rows)), squeeze=False, layout="constrained")
+    figure, grid = plt.subplots(
+        len(rows),
+        columns,
+        figsize=(size * columns, (size + 0.25) * len(rows)),
+        squeeze=False,
+        layout="constrained",
+    )
     for axes, row in zip(grid, rows):
         for place, (title, picture) in zip(axes, row.items()):
             place.imshow(picture, cmap="magma", vmin=0, vmax=1, interpolation="nearest")

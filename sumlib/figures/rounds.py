@@ -29,8 +29,14 @@ LOOKS = {  # (model, train_set): (colour, marker)
     ("SUM", "FT-Medium"): ("#0072B2", "o"),
     ("SUM", "FT-Large"): ("#1B2A6B", "s"),
 }
-ABLATION = [("SAM", "none"), ("Vanilla", "FT-Medium"), ("Mask Refinement", "FT-Medium"), ("SUM w/o Task Prompt", "FT-Medium"), ("SUM Continuous TP", "FT-Medium"),
-            ("SUM", "FT-Medium")]
+ABLATION = [
+    ("SAM", "none"),
+    ("Vanilla", "FT-Medium"),
+    ("Mask Refinement", "FT-Medium"),
+    ("SUM w/o Task Prompt", "FT-Medium"),
+    ("SUM Continuous TP", "FT-Medium"),
+    ("SUM", "FT-Medium"),
+]
 SIZES = [("SAM", "none"), ("SUM", "FT-Small"), ("SUM", "FT-Medium"), ("SUM", "FT-Large")]
 FIGURES = {
     14: ("Ablation at FT-Medium, point prompts", "point", ABLATION),
@@ -38,10 +44,29 @@ FIGURES = {
     18: ("SAM and SUM at three sizes of the human data, box, then points", "box", SIZES),
 }
 STYLE = {
-    "font.family": "DejaVu Sans", "font.size": 8, "axes.titlesize": 9, "axes.labelsize": 8, "xtick.labelsize": 7.5, "ytick.labelsize": 7.5,
-    "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.7, "xtick.major.width": 0.7, "ytick.major.width": 0.7, "xtick.major.size": 2.5,
-    "ytick.major.size": 2.5, "axes.grid": True, "axes.grid.axis": "y", "grid.color": "#E3E3E3", "grid.linewidth": 0.6, "axes.axisbelow": True,
-    "lines.linewidth": 1.5, "lines.markersize": 4.2, "figure.facecolor": "white", "savefig.facecolor": "white", "image.interpolation": "nearest",
+    "font.family": "DejaVu Sans",
+    "font.size": 8,
+    "axes.titlesize": 9,
+    "axes.labelsize": 8,
+    "xtick.labelsize": 7.5,
+    "ytick.labelsize": 7.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.7,
+    "xtick.major.width": 0.7,
+    "ytick.major.width": 0.7,
+    "xtick.major.size": 2.5,
+    "ytick.major.size": 2.5,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "grid.color": "#E3E3E3",
+    "grid.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "lines.linewidth": 1.5,
+    "lines.markersize": 4.2,
+    "figure.facecolor": "white",
+    "savefig.facecolor": "white",
+    "image.interpolation": "nearest",
     "figure.constrained_layout.h_pad": 0.06,
 }
 
@@ -62,9 +87,11 @@ def new_figure(width: float, height: float) -> Figure:
 
 def styled(draw):
     """Decorator: run `draw` under `STYLE`."""
+
     def inside(*args, **options):
         with matplotlib.rc_context(STYLE):
             return draw(*args, **options)
+
     inside.__name__, inside.__doc__ = draw.__name__, draw.__doc__
     return inside
 
@@ -91,8 +118,24 @@ def _spread_labels(axes, labels: Sequence[tuple[float, str, str]], x: float) -> 
     heights = [height - shift for height in heights]
     overflow = max(heights[-1] - high, 0) if heights else 0
     for (y, text, colour), height in zip(ordered, heights):
-        axes.annotate(text, (x, y), (1.12, height - overflow), textcoords=axes.get_yaxis_transform(), color=colour, va="center", fontsize=7.5, annotation_clip=False,
-                      arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.6, "shrinkA": 1, "shrinkB": 3, "relpos": (0, 0.5)})
+        axes.annotate(
+            text,
+            (x, y),
+            (1.12, height - overflow),
+            textcoords=axes.get_yaxis_transform(),
+            color=colour,
+            va="center",
+            fontsize=7.5,
+            annotation_clip=False,
+            arrowprops={
+                "arrowstyle": "-",
+                "color": colour,
+                "linewidth": 0.6,
+                "shrinkA": 1,
+                "shrinkB": 3,
+                "relpos": (0, 0.5),
+            },
+        )
 
 
 def _label(key: tuple[str, str], keys: Sequence[tuple[str, str]]) -> str:
@@ -107,8 +150,16 @@ def rounds_figure(number: int, scores: pd.DataFrame, last_round: int = 6) -> Fig
     `scores` as from `sumlib.report.results.aggregate`. Models that were not evaluated are left out. Raises KeyError for another `number`.
     """
     title, prompt, keys = FIGURES[number]
-    ours = over_seeds(scores).query("dataset == 'average' and prompt == @prompt and rounds <= @last_round").rename(columns={"ours": "value"})
-    paper = paper_tables().query("dataset == 'average' and prompt == @prompt and rounds <= @last_round").drop_duplicates(["model", "train_set", "rounds", "metric", "task"])
+    ours = (
+        over_seeds(scores)
+        .query("dataset == 'average' and prompt == @prompt and rounds <= @last_round")
+        .rename(columns={"ours": "value"})
+    )
+    paper = (
+        paper_tables()
+        .query("dataset == 'average' and prompt == @prompt and rounds <= @last_round")
+        .drop_duplicates(["model", "train_set", "rounds", "metric", "task"])
+    )
     figure = new_figure(10.2, 8.2)
     grid = figure.subplots(4, 4, sharex=True, height_ratios=[1.3, 1, 1.3, 1])
     for m, metric in enumerate(METRICS):
@@ -135,11 +186,30 @@ def _rounds_panel(axes, values: pd.DataFrame, keys, *, labels: bool, faded: bool
         if line.empty:
             continue
         colour, marker = LOOKS[key]
-        axes.plot(line["rounds"], line["value"], color=colour, marker=marker, linestyle=(0, (3, 2)) if faded else "-", linewidth=1.0 if faded else 1.5,
-                  markerfacecolor="white" if faded else colour, zorder=3 if key == ("SUM", "FT-Medium") else 2)
+        axes.plot(
+            line["rounds"],
+            line["value"],
+            color=colour,
+            marker=marker,
+            linestyle=(0, (3, 2)) if faded else "-",
+            linewidth=1.0 if faded else 1.5,
+            markerfacecolor="white" if faded else colour,
+            zorder=3 if key == ("SUM", "FT-Medium") else 2,
+        )
         if "sd" in line and line["sd"].notna().any():
-            axes.errorbar(line["rounds"], line["value"], line["sd"], fmt="none", ecolor=colour, elinewidth=0.8, alpha=0.6, zorder=1)
-        ends.append((float(line["value"].iloc[-1]), _label(key, keys), colour, float(line["rounds"].iloc[-1])))
+            axes.errorbar(
+                line["rounds"],
+                line["value"],
+                line["sd"],
+                fmt="none",
+                ecolor=colour,
+                elinewidth=0.8,
+                alpha=0.6,
+                zorder=1,
+            )
+        ends.append(
+            (float(line["value"].iloc[-1]), _label(key, keys), colour, float(line["rounds"].iloc[-1]))
+        )
     axes.margins(y=0.12)
     axes.yaxis.set_major_locator(matplotlib.ticker.MaxNLocator(5, integer=True))
     axes.set_xlim(0.7, 6.3)
@@ -155,8 +225,12 @@ def sampling_figure(gains: pd.DataFrame) -> Figure:
 
     `gains`: one row per metric and place with columns metric, place (data set, task group or "all"), paper, value, low, high (points).
     """
-    places = [(name, task) for task, names in dataset_order().items() for name in [*names, task]] + [("all", "all")]
-    positions = np.cumsum([0] + [1.7 if places[i][1] != places[i + 1][1] else 1 for i in range(len(places) - 1)])
+    places = [(name, task) for task, names in dataset_order().items() for name in [*names, task]] + [
+        ("all", "all")
+    ]
+    positions = np.cumsum(
+        [0] + [1.7 if places[i][1] != places[i + 1][1] else 1 for i in range(len(places) - 1)]
+    )
     figure = new_figure(10.2, 5.6)
     for axes, metric in zip(figure.subplots(2, 1, sharex=True), METRICS):
         rows = gains[gains["metric"] == metric].set_index("place")
@@ -167,17 +241,56 @@ def sampling_figure(gains: pd.DataFrame) -> Figure:
             colour = "#0072B2" if average else "#7FB8DA"
             axes.bar(x - 0.2, row["value"], 0.4, color=colour)
             if np.isfinite(row["low"]):
-                axes.errorbar(x - 0.2, row["value"], [[row["value"] - row["low"]], [row["high"] - row["value"]]], ecolor="#222222", elinewidth=0.8, capsize=1.8, capthick=0.8)
-            axes.bar(x + 0.2, row["paper"], 0.4, facecolor="white", edgecolor="#4D4D4D", linewidth=0.9, hatch="////" if average else None)
+                axes.errorbar(
+                    x - 0.2,
+                    row["value"],
+                    [[row["value"] - row["low"]], [row["high"] - row["value"]]],
+                    ecolor="#222222",
+                    elinewidth=0.8,
+                    capsize=1.8,
+                    capthick=0.8,
+                )
+            axes.bar(
+                x + 0.2,
+                row["paper"],
+                0.4,
+                facecolor="white",
+                edgecolor="#4D4D4D",
+                linewidth=0.9,
+                hatch="////" if average else None,
+            )
         axes.axhline(0, color="#222222", linewidth=0.8)
         axes.set_ylabel(f"gain in {metric} (points)")
         axes.set_xlim(positions[0] - 0.8, positions[-1] + 0.8)
-        axes.set_xticks(positions, [f"mean {place}" if place in GROUPS else place for place, _ in places], rotation=38, ha="right", rotation_mode="anchor")
+        axes.set_xticks(
+            positions,
+            [f"mean {place}" if place in GROUPS else place for place, _ in places],
+            rotation=38,
+            ha="right",
+            rotation_mode="anchor",
+        )
         for text, (place, _) in zip(axes.get_xticklabels(), places):
             text.set_fontweight("bold" if place in GROUPS else "normal")
-    handles = [Patch(color="#0072B2", label="micro, ours (95 % interval)"), Patch(facecolor="white", edgecolor="#4D4D4D", label="paper")]
-    figure.axes[0].legend(handles=handles, frameon=False, loc="lower right", ncols=2, fontsize=8, bbox_to_anchor=(1, 0.98), borderaxespad=0)
-    figure.suptitle("Figure 15. SUM − SUM w/o uncertainty sampling, one boundary point", x=0.01, ha="left", fontsize=10.5, fontweight="bold")
+    handles = [
+        Patch(color="#0072B2", label="micro, ours (95 % interval)"),
+        Patch(facecolor="white", edgecolor="#4D4D4D", label="paper"),
+    ]
+    figure.axes[0].legend(
+        handles=handles,
+        frameon=False,
+        loc="lower right",
+        ncols=2,
+        fontsize=8,
+        bbox_to_anchor=(1, 0.98),
+        borderaxespad=0,
+    )
+    figure.suptitle(
+        "Figure 15. SUM − SUM w/o uncertainty sampling, one boundary point",
+        x=0.01,
+        ha="left",
+        fontsize=10.5,
+        fontweight="bold",
+    )
     return figure
 
 
@@ -188,7 +301,13 @@ def panel(rows: Sequence[Mapping]) -> Figure:
     Each row: "image" (H, W, 3) uint8, "sam", "sum", "truth" (H, W) bool, "uncertainty" (H, W) float in [0, 1]; optional "point" (x, y) pixels and "name" (str).
     Masks are drawn over the greyed image; the IoU with the truth stands below the two predictions. Raises ValueError where sizes differ.
     """
-    titles = {"image": "Image and prompt", "sam": "SAM", "uncertainty": "Uncertainty", "sum": "SUM", "truth": "Truth"}
+    titles = {
+        "image": "Image and prompt",
+        "sam": "SAM",
+        "uncertainty": "Uncertainty",
+        "sum": "SUM",
+        "truth": "Truth",
+    }
     figure = new_figure(8.6, 1.78 * len(rows) + 0.35)
     grid = figure.subplots(len(rows), len(titles), squeeze=False)
     for r, row in enumerate(rows):
@@ -201,17 +320,29 @@ def panel(rows: Sequence[Mapping]) -> Figure:
             axes.spines[["top", "right"]].set_visible(True)
             for spine in axes.spines.values():
                 spine.set(color="#BBBBBB", linewidth=0.6)
-            shown = axes.imshow(_picture(key, row), **({"cmap": "magma", "vmin": 0, "vmax": 1} if key == "uncertainty" else {}))
+            shown = axes.imshow(
+                _picture(key, row),
+                **({"cmap": "magma", "vmin": 0, "vmax": 1} if key == "uncertainty" else {}),
+            )
             if key in ("sam", "sum"):
                 axes.set_xlabel(f"IoU {100 * _iou(row[key], row['truth']):.0f}", fontsize=7.5, labelpad=2)
             if r == 0:
                 axes.set_title(title, fontweight="bold", pad=4)
             if key == "uncertainty" and r == len(rows) - 1:
-                bar = figure.colorbar(shown, ax=axes, location="bottom", ticks=[0, 0.5, 1], shrink=0.85, aspect=22, pad=0.03)
+                bar = figure.colorbar(
+                    shown, ax=axes, location="bottom", ticks=[0, 0.5, 1], shrink=0.85, aspect=22, pad=0.03
+                )
                 bar.outline.set_linewidth(0.5)
                 bar.ax.tick_params(labelsize=6.5, length=1.5, pad=1)
         if "point" in row:
-            grid[r, 0].plot(*row["point"], marker="*", markersize=9, color="#F0E442", markeredgecolor="black", markeredgewidth=0.7)
+            grid[r, 0].plot(
+                *row["point"],
+                marker="*",
+                markersize=9,
+                color="#F0E442",
+                markeredgecolor="black",
+                markeredgewidth=0.7,
+            )
         grid[r, 0].set_ylabel(row.get("name", ""), fontsize=7.5)
     return figure
 
@@ -237,24 +368,39 @@ def certainty_vs_correctness(bins: Sequence[Mapping], threshold: float = 0.6) ->
 
     `bins`: dicts with "low", "high" (certainty), "pixels", "correct" (counts), in order; `threshold` is theta of the UA-dice loss.
     """
-    low, high, pixels, correct = (np.array([b[key] for b in bins], float) for key in ("low", "high", "pixels", "correct"))
+    low, high, pixels, correct = (
+        np.array([b[key] for b in bins], float) for key in ("low", "high", "pixels", "correct")
+    )
     figure = new_figure(4.6, 4.2)
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[2.6, 1])
-    share, middle = np.divide(100 * correct, pixels, out=np.full_like(pixels, np.nan), where=pixels > 0), (low + high) / 2
+    share, middle = (
+        np.divide(100 * correct, pixels, out=np.full_like(pixels, np.nan), where=pixels > 0),
+        (low + high) / 2,
+    )
     top.plot(middle, share, color="#0072B2", marker="o")
     top.axhline(50, color="#999999", linewidth=0.7, linestyle=(0, (2, 2)))
     top.set(ylabel="correct pixels (%)", ylim=(0, 104))
-    for chosen, x, y, align in ((low >= threshold - 1e-9, 1.0, 8, "right"), (low < threshold - 1e-9, 0.0, 92, "left")):
+    for chosen, x, y, align in (
+        (low >= threshold - 1e-9, 1.0, 8, "right"),
+        (low < threshold - 1e-9, 0.0, 92, "left"),
+    ):
         if pixels[chosen].sum():
             value = 100 * correct[chosen].sum() / pixels[chosen].sum()
             side = f"c > {threshold:g}" if align == "right" else f"c ≤ {threshold:g}"
             top.text(x, y, f"{side}: {value:.1f} % correct", ha=align, color="#222222", fontweight="bold")
     bottom.bar(middle, 100 * pixels / max(pixels.sum(), 1), width=(high - low) * 0.9, color="#7FB8DA")
-    bottom.set(ylabel="pixels (%)", yscale="log", xlabel="certainty  c = 1 − |sigmoid(s) − sigmoid(r)|", xlim=(-0.02, 1.02))
+    bottom.set(
+        ylabel="pixels (%)",
+        yscale="log",
+        xlabel="certainty  c = 1 − |sigmoid(s) − sigmoid(r)|",
+        xlim=(-0.02, 1.02),
+    )
     bottom.yaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
     for axes in (top, bottom):
         axes.axvline(threshold, color="#D55E00", linewidth=1)
-    top.annotate(f"θ = {threshold:g}", (threshold, 102), (4, 0), textcoords="offset points", color="#D55E00", va="top")
+    top.annotate(
+        f"θ = {threshold:g}", (threshold, 102), (4, 0), textcoords="offset points", color="#D55E00", va="top"
+    )
     return figure
 
 
@@ -268,14 +414,45 @@ def refined_vs_sam_by_level(levels: Mapping[str, Mapping]) -> Figure:
     grid = figure.subplots(2, len(levels), squeeze=False, sharex=True, sharey=True)
     for c, (level, masks) in enumerate(levels.items()):
         for axes, (key, name) in zip(grid[:, c], (("iou", "IoU"), ("biou", "boundary IoU"))):
-            before, after = 100 * np.asarray(masks[f"sam_{key}"], float), 100 * np.asarray(masks[f"refined_{key}"], float)
+            before, after = (
+                100 * np.asarray(masks[f"sam_{key}"], float),
+                100 * np.asarray(masks[f"refined_{key}"], float),
+            )
             axes.plot([0, 100], [0, 100], color="#999999", linewidth=0.8, zorder=1)
             axes.scatter(before, after, s=9, color="#0072B2", alpha=0.35, linewidth=0, zorder=2)
-            axes.plot(before.mean(), after.mean(), marker="P", color="#D55E00", markeredgecolor="white", markersize=9, zorder=3)
-            axes.set(xlim=(0, 101), ylim=(0, 101), aspect="equal", xticks=range(0, 101, 25), yticks=range(0, 101, 25))
+            axes.plot(
+                before.mean(),
+                after.mean(),
+                marker="P",
+                color="#D55E00",
+                markeredgecolor="white",
+                markersize=9,
+                zorder=3,
+            )
+            axes.set(
+                xlim=(0, 101),
+                ylim=(0, 101),
+                aspect="equal",
+                xticks=range(0, 101, 25),
+                yticks=range(0, 101, 25),
+            )
             box = {"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 1.5}
-            axes.text(4, 96, f"mean {before.mean():.1f} → {after.mean():.1f}", va="top", color="#B34700", fontweight="bold", bbox=box)
-            axes.text(97, 5, f"better {100 * np.mean(after > before):.0f} %, worse {100 * np.mean(after < before):.0f} %", ha="right", bbox=box)
+            axes.text(
+                4,
+                96,
+                f"mean {before.mean():.1f} → {after.mean():.1f}",
+                va="top",
+                color="#B34700",
+                fontweight="bold",
+                bbox=box,
+            )
+            axes.text(
+                97,
+                5,
+                f"better {100 * np.mean(after > before):.0f} %, worse {100 * np.mean(after < before):.0f} %",
+                ha="right",
+                bbox=box,
+            )
             if c == 0:
                 axes.set_ylabel(f"refined mask: {name} (%)")
         grid[0, c].set_title(GROUP_TITLES.get(level, level), fontweight="bold")
@@ -294,8 +471,21 @@ def rims_figure(shares: pd.DataFrame, names: Mapping[str, str]) -> Figure:
             colour = "#4D4D4D" if run == "sam" else "#0072B2"
             axes.plot([row["low"], row["high"]], [y, y], color=colour, linewidth=1.5)
             axes.plot(row["share"], y, marker="o", color=colour)
-            axes.annotate(f"{row['share']:.1f}", (row["high"], y), (4, 0), textcoords="offset points", va="center", fontsize=7)
-        axes.set(yticks=range(len(rows)), yticklabels=list(names.values()), xlabel="painted by mistake (% of the ring)", ylim=(len(rows) - 0.5, -0.5), xlim=(0, None))
+            axes.annotate(
+                f"{row['share']:.1f}",
+                (row["high"], y),
+                (4, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=7,
+            )
+        axes.set(
+            yticks=range(len(rows)),
+            yticklabels=list(names.values()),
+            xlabel="painted by mistake (% of the ring)",
+            ylim=(len(rows) - 0.5, -0.5),
+            xlim=(0, None),
+        )
         axes.set_title(f"towards the {side}", fontweight="bold")
         axes.grid(axis="x")
         axes.margins(x=0.15)

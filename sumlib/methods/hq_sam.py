@@ -26,9 +26,24 @@ class HqHead(nn.Module):
         width, early = sam.prompt_encoder.embed_dim, sam.image_encoder.blocks[0].norm1.normalized_shape[0]
         self.token = nn.Embedding(1, width)
         self.mlp = MLP(width, width, width // 8, 3)
-        self.early = nn.Sequential(nn.ConvTranspose2d(early, width, 2, stride=2), LayerNorm2d(width), nn.GELU(), nn.ConvTranspose2d(width, width // 8, 2, stride=2))
-        self.late = nn.Sequential(nn.ConvTranspose2d(width, width // 4, 2, stride=2), LayerNorm2d(width // 4), nn.GELU(), nn.ConvTranspose2d(width // 4, width // 8, 2, stride=2))
-        self.masks = nn.Sequential(nn.Conv2d(width // 8, width // 4, 3, padding=1), LayerNorm2d(width // 4), nn.GELU(), nn.Conv2d(width // 4, width // 8, 3, padding=1))
+        self.early = nn.Sequential(
+            nn.ConvTranspose2d(early, width, 2, stride=2),
+            LayerNorm2d(width),
+            nn.GELU(),
+            nn.ConvTranspose2d(width, width // 8, 2, stride=2),
+        )
+        self.late = nn.Sequential(
+            nn.ConvTranspose2d(width, width // 4, 2, stride=2),
+            LayerNorm2d(width // 4),
+            nn.GELU(),
+            nn.ConvTranspose2d(width // 4, width // 8, 2, stride=2),
+        )
+        self.masks = nn.Sequential(
+            nn.Conv2d(width // 8, width // 4, 3, padding=1),
+            LayerNorm2d(width // 4),
+            nn.GELU(),
+            nn.Conv2d(width // 4, width // 8, 3, padding=1),
+        )
         self.task_token, self.task_masks = (nn.Embedding(num_tasks, width, padding_idx=0) for _ in range(2))
         for table in (self.task_token, self.task_masks):
             nn.init.zeros_(table.weight)
@@ -37,7 +52,9 @@ class HqHead(nn.Module):
         """Images (B, 3, S, S) -> (B, 3 C, h, w): SAM's embedding, then the fused features (C / 8, 4 h, 4 w) folded into 2 C channels."""
         encoder, kept = sam.image_encoder, []
         first_global = next(k for k, block in enumerate(encoder.blocks) if block.window_size == 0)
-        hook = encoder.blocks[first_global].register_forward_hook(lambda module, inputs, output: kept.append(output))
+        hook = encoder.blocks[first_global].register_forward_hook(
+            lambda module, inputs, output: kept.append(output)
+        )
         try:
             late = encoder(pixels)
         finally:

@@ -13,20 +13,20 @@ from segment_anything.modeling import ImageEncoderViT
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sumlib.model.adapters import add_adapters
+from sumlib.base.masks import mask_box, resized
+from sumlib.base.parallel import each
 from sumlib.base.progress import with_bar
-from sumlib.model.checkpoint import build_like
 from sumlib.config.params import RefineConfig
 from sumlib.data.dataset import Sample
 from sumlib.methods.hq_sam import hq_parameters, noised_mask
-from sumlib.base.masks import mask_box, resized
+from sumlib.model.adapters import add_adapters
+from sumlib.model.checkpoint import build_like
 from sumlib.model.sum import Sum, seeded
-from sumlib.base.parallel import each
 from sumlib.refiner.measure import measure_refinement
 from sumlib.refiner.module import Refiner, train_refiner
+from sumlib.refiner.pairs import Pairs, make_pairs
 from sumlib.sampler import sample_point
 from sumlib.train.loop import load_checkpoint, save_checkpoint
-from sumlib.refiner.pairs import Pairs, make_pairs
 
 
 class HqRefiner(Refiner):
@@ -39,11 +39,15 @@ class HqRefiner(Refiner):
     def embed(self, embeddings: Tensor, pixels: Callable[[], Tensor]) -> Tensor:
         return self.network.encode(pixels())
 
-    def forward(self, embeddings: Tensor, logits: Tensor, boxes: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, embeddings: Tensor, logits: Tensor, boxes: Tensor, points: Tensor
+    ) -> tuple[Tensor, Tensor]:
         if not self.mask_only:
             return super().forward(embeddings, logits, boxes, points)
         nothing = torch.full((len(points), 1), -1, device=points.device)
-        low, score = self.network.decode_codes(embeddings, points[:, None], nothing, mask_inputs=self.mask_prompt(logits))
+        low, score = self.network.decode_codes(
+            embeddings, points[:, None], nothing, mask_inputs=self.mask_prompt(logits)
+        )
         return low[:, 0], score[:, 0]
 
 
@@ -60,8 +64,15 @@ class EncoderRefiner(Refiner):
 
 
 def synthetic_pairs(
-    model: Sum, embeddings: Tensor, image: Tensor, target: Tensor, config: RefineConfig, *, generator: torch.Generator, inside: Tensor | None = None,
-) -> Pairs:  # fmt: skip
+    model: Sum,
+    embeddings: Tensor,
+    image: Tensor,
+    target: Tensor,
+    config: RefineConfig,
+    *,
+    generator: torch.Generator,
+    inside: Tensor | None = None,
+) -> Pairs:
     """As `training_pairs.make_pairs`, with the human mask distorted (`hq.noised_mask`) in place of SAM's; none is filtered but empty ones."""
     low = noised_mask(target, model.sam.prompt_encoder.mask_input_size[0], generator)
     full = resized(low, target.shape[-2:])
@@ -72,8 +83,16 @@ def synthetic_pairs(
 
 
 def masked_autoencoder(
-    model: Sum, images: Sequence[Sample], *, iterations: int, generator: torch.Generator, batch: int = 16, hidden: float = 0.6, lr: float = 1e-3, progress: bool = True,
-) -> ImageEncoderViT:  # fmt: skip
+    model: Sum,
+    images: Sequence[Sample],
+    *,
+    iterations: int,
+    generator: torch.Generator,
+    batch: int = 16,
+    hidden: float = 0.6,
+    lr: float = 1e-3,
+    progress: bool = True,
+) -> ImageEncoderViT:
     """A fresh image encoder of ``model``'s architecture that has learnt to paint ``images`` where a share ``hidden`` of their blocks is blank.
 
     The masked patches are blank pixels, as in SimMIM, since the encoder has convolutions and windows; blocks are two patches wide.
@@ -127,7 +146,9 @@ def _adapted(model: Sum, generator: torch.Generator, images: Sequence[Sample], w
 
 
 def _mae(model: Sum, generator: torch.Generator, images: Sequence[Sample], iterations: int) -> Refiner:
-    return EncoderRefiner.of(model, masked_autoencoder(model, images, iterations=iterations, generator=generator, progress=False))
+    return EncoderRefiner.of(
+        model, masked_autoencoder(model, images, iterations=iterations, generator=generator, progress=False)
+    )
 
 
 METHOD = "mask-refinement module"
@@ -153,22 +174,42 @@ def variants(config: RefineConfig, mae_iterations: int = 120) -> dict[str, Varia
 
 
 def compare_variants(
-    model: Sum, ready: Mapping[str, Refiner], human: Sequence[Sample], unlabeled: Sequence[Sample], sets: Mapping[str, Sequence[Sample]], config: RefineConfig,
-    chosen: Mapping[str, Variant], *, workers: int = 1, progress: bool = True, resume: Path | None = None, mark: str = "",
-) -> tuple[dict[str, dict], dict[str, pd.DataFrame]]:  # fmt: skip
+    model: Sum,
+    ready: Mapping[str, Refiner],
+    human: Sequence[Sample],
+    unlabeled: Sequence[Sample],
+    sets: Mapping[str, Sequence[Sample]],
+    config: RefineConfig,
+    chosen: Mapping[str, Variant],
+    *,
+    workers: int = 1,
+    progress: bool = True,
+    resume: Path | None = None,
+    mark: str = "",
+) -> tuple[dict[str, dict], dict[str, pd.DataFrame]]:
     """Train each variant as ``config`` says and measure it on ``sets`` {name: images}, with the refiners that are ``ready`` {title: refiner}.
 
     Trained in bfloat16. Returns by title the "levels" of `measure_refinement` from one point, and the logs of those that were trained. The variants are shared by
     ``workers`` processes. Killed and started again, it goes on from the folder ``resume``, where each variant's state and result are kept until all are
     done, unless it is of another ``mark`` (`train.fingerprint` of the inputs).
     """
+
     def train(key: str) -> tuple[Refiner, pd.DataFrame]:
         variant, generator = chosen[key], torch.Generator().manual_seed(config.seed)
         # Faster, and exact enough to compare by. Without a cache: it would hold the weights as they were at the start.
         with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
             refiner = variant.build(model, generator, unlabeled) if variant.build else None
-            return train_refiner(model, human, replace(config, **variant.changed), generator=generator, refiner=refiner, make=variant.make, progress=False,
-                                 resume=resume and resume / f"{key}-training.pt", mark=mark)  # fmt: skip
+            return train_refiner(
+                model,
+                human,
+                replace(config, **variant.changed),
+                generator=generator,
+                refiner=refiner,
+                make=variant.make,
+                progress=False,
+                resume=resume and resume / f"{key}-training.pt",
+                mark=mark,
+            )
 
     def result(key: str) -> tuple[dict, list[dict] | None]:
         if key in ready:
@@ -177,13 +218,23 @@ def compare_variants(
         state = load_checkpoint(path, mark, loud=False)
         if not state:
             refiner, log = train(key)
-            state = {"levels": measure_refinement(model, refiner, sets, progress=False)["levels"], "log": log.to_dict("records")}
+            state = {
+                "levels": measure_refinement(model, refiner, sets, progress=False)["levels"],
+                "log": log.to_dict("records"),
+            }
             if path:
                 save_checkpoint(path, mark, len(log), **state)
         return state["levels"], state["log"]
 
     titles = {key: variant.title for key, variant in chosen.items()} | {title: title for title in ready}
-    found = dict(zip(titles.values(), with_bar(each(result, list(titles), workers), "variants", progress, total=len(titles))))
+    found = dict(
+        zip(
+            titles.values(),
+            with_bar(each(result, list(titles), workers), "variants", progress, total=len(titles)),
+        )
+    )
     if resume:
         shutil.rmtree(resume, ignore_errors=True)
-    return {title: levels for title, (levels, _) in found.items()}, {title: pd.DataFrame(log) for title, (_, log) in found.items() if log is not None}
+    return {title: levels for title, (levels, _) in found.items()}, {
+        title: pd.DataFrame(log) for title, (_, log) in found.items() if log is not None
+    }

@@ -40,7 +40,15 @@ class Teacher(nn.Module):
         logits, score = _three(self.model, embedding, image, xy, codes, pixels.shape[-1], bf16)
         return logits[torch.arange(len(xy)), score.argmax(1)] > 0
 
-    def certainty(self, student: Sum, embedding: Tensor, pixels: Tensor, image: Tensor, target: Tensor, bf16: bool = False) -> Tensor:
+    def certainty(
+        self,
+        student: Sum,
+        embedding: Tensor,
+        pixels: Tensor,
+        image: Tensor,
+        target: Tensor,
+        bf16: bool = False,
+    ) -> Tensor:
         """`agreement` with the student on ``image``s of ``pixels`` (B, 3, S, S), of which ``embedding`` (B, C, h, w) is the student's."""
         with torch.no_grad(), torch.autocast(pixels.device.type, torch.bfloat16, enabled=bf16):
             own = self.model.encode(pixels)
@@ -54,12 +62,16 @@ class SecondDecoder(nn.Module):
         super().__init__()
         self.model = decoder_copy(model).requires_grad_(True)
 
-    def certainty(self, first: Sum, embedding: Tensor, pixels: Tensor, image: Tensor, target: Tensor, bf16: bool = False) -> Tensor:
+    def certainty(
+        self, first: Sum, embedding: Tensor, pixels: Tensor, image: Tensor, target: Tensor, bf16: bool = False
+    ) -> Tensor:
         """As `Teacher.certainty`, of the ``first`` model's decoder and this one."""
         return agreement((first, embedding), (self.model, embedding), image, target, bf16)
 
 
-def agreement(first: tuple[Sum, Tensor], second: tuple[Sum, Tensor], image: Tensor, target: Tensor, bf16: bool = False) -> Tensor:
+def agreement(
+    first: tuple[Sum, Tensor], second: tuple[Sum, Tensor], image: Tensor, target: Tensor, bf16: bool = False
+) -> Tensor:
     """Certainty (N, S, S) in [0, 1]: 1 - |difference of two models' probabilities| for the box of each target (N, S, S) bool.
 
     Each comes with its embeddings (B, C, h, w), which ``image`` (N,) indexes.
@@ -69,15 +81,22 @@ def agreement(first: tuple[Sum, Tensor], second: tuple[Sum, Tensor], image: Tens
 
 
 @torch.no_grad()
-def box_probability(model: Sum, embedding: Tensor, image: Tensor, target: Tensor, bf16: bool = False) -> Tensor:
+def box_probability(
+    model: Sum, embedding: Tensor, image: Tensor, target: Tensor, bf16: bool = False
+) -> Tensor:
     """Probabilities (N, S, S) for the box of each target (N, S, S) bool, of the output of three that agrees best with the target."""
-    xy, codes = mask_box(target).view(-1, 2, 2), torch.tensor([[2, 3]], device=target.device).expand(len(target), -1)
+    xy, codes = (
+        mask_box(target).view(-1, 2, 2),
+        torch.tensor([[2, 3]], device=target.device).expand(len(target), -1),
+    )
     logits, _ = _three(model, embedding, image, xy, codes, target.shape[-1], bf16)
     iou = torch.stack([mask_iou(logits[:, k] > 0, target) for k in range(3)], 1)
     return logits[torch.arange(len(target)), iou.argmax(1)].sigmoid()
 
 
-def _three(model: Sum, embedding: Tensor, image: Tensor, xy: Tensor, codes: Tensor, size: int, bf16: bool) -> tuple[Tensor, Tensor]:
+def _three(
+    model: Sum, embedding: Tensor, image: Tensor, xy: Tensor, codes: Tensor, size: int, bf16: bool
+) -> tuple[Tensor, Tensor]:
     """Logits (N, 3, S, S) and predicted IoU (N, 3) of the outputs for a single prompt."""
     with torch.autocast(embedding.device.type, torch.bfloat16, enabled=bf16):
         low, score = model.decode_codes(embedding.index_select(0, image), xy, codes)
@@ -90,7 +109,7 @@ def strong_view(pixels: Tensor, generator: torch.Generator) -> Tensor:
     Intensity-based changes only, each with probability 1/2, as AugSeg draws a random number of them.
     """
     b, device = len(pixels), pixels.device
-    draw = lambda *shape: torch.rand(*shape, generator=generator).to(device)  # noqa: E731
+    draw = lambda *shape: torch.rand(*shape, generator=generator).to(device)
     padding = (pixels == 0).all(1, keepdim=True)
     does = draw(4, b, 1, 1, 1) < 0.5
     contrast, brightness = 0.5 + draw(b, 1, 1, 1), draw(b, 1, 1, 1) - 0.5

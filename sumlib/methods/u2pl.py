@@ -6,9 +6,17 @@ from torch.nn import functional as F
 
 
 def contrastive_loss(
-    embedding: Tensor, image: Tensor, target: Tensor, certainty: Tensor, *, generator: torch.Generator, theta: float = 0.6,
-    anchors: int = 32, negatives: int = 64, temperature: float = 0.5,
-) -> Tensor:  # fmt: skip
+    embedding: Tensor,
+    image: Tensor,
+    target: Tensor,
+    certainty: Tensor,
+    *,
+    generator: torch.Generator,
+    theta: float = 0.6,
+    anchors: int = 32,
+    negatives: int = 64,
+    temperature: float = 0.5,
+) -> Tensor:
     """Pull the certain pixels of a mask together and push them from what lies outside; the mean over the masks that have both.
 
     U2PL's parts, with a mask in place of a class: anchors are certain foreground pixels, the positive is their mean (no gradient), negatives
@@ -25,7 +33,9 @@ def contrastive_loss(
         scalar; zero where no mask has both.
     """
     grid = embedding.shape[-2:]
-    share, sure = (F.adaptive_avg_pool2d(m.float()[:, None], grid)[:, 0].flatten(1) for m in (target, certainty))  # (N, h w)
+    share, sure = (
+        F.adaptive_avg_pool2d(m.float()[:, None], grid)[:, 0].flatten(1) for m in (target, certainty)
+    )  # (N, h w)
     foreground, background = (share > 0.5) & (sure > theta), share <= 0.5
     usable = foreground.any(1) & background.any(1)
     if not usable.any():
@@ -33,8 +43,14 @@ def contrastive_loss(
     foreground, background = foreground[usable].float(), background[usable].float()
     features = F.normalize(embedding.float().flatten(2), dim=1).index_select(0, image[usable])  # (N, C, h w)
     positive = F.normalize((features.detach() * foreground[:, None]).sum(2), dim=1)  # (N, C)
-    at, against = (_drawn(weights, count, generator) for weights, count in ((foreground, anchors), (background, negatives)))
-    anchor, negative = features @ at.transpose(1, 2), features @ against.transpose(1, 2)  # (N, C, A), (N, C, K)
+    at, against = (
+        _drawn(weights, count, generator)
+        for weights, count in ((foreground, anchors), (background, negatives))
+    )
+    anchor, negative = (
+        features @ at.transpose(1, 2),
+        features @ against.transpose(1, 2),
+    )  # (N, C, A), (N, C, K)
     attract = (positive[:, None] @ anchor) / temperature  # (N, 1, A)
     repel = (negative.transpose(1, 2) @ anchor) / temperature  # (N, K, A)
     return -torch.log_softmax(torch.cat([attract, repel], 1), 1)[:, 0].mean()

@@ -16,9 +16,9 @@ from segment_anything.modeling import Sam
 from torch import Tensor
 from torch.nn import functional as F
 
-from sumlib.model.checkpoint import load_sam, save_sam
-from sumlib.micro.pretrain import FoundationConfig, Pretraining, pretrain
 from sumlib.micro.gate import normalise
+from sumlib.micro.pretrain import FoundationConfig, Pretraining, pretrain
+from sumlib.model.checkpoint import load_sam, save_sam
 from sumlib.model.sum import Sum
 
 BLOCKS = {"micro_l": (0, 1, 4, 5), "micro_b": (0, 5)}
@@ -43,7 +43,9 @@ class Distillation(Pretraining):
 
 def inherit(small: Sam, large: Sam, blocks: tuple[int, ...]) -> None:
     """Copy everything from ``large``, whose encoder has more blocks: block k is its block ``blocks[k]``."""
-    names = {f"image_encoder.blocks.{source}.": f"image_encoder.blocks.{k}." for k, source in enumerate(blocks)}
+    names = {
+        f"image_encoder.blocks.{source}.": f"image_encoder.blocks.{k}." for k, source in enumerate(blocks)
+    }
     state = {}
     for name, value in large.state_dict().items():
         if not name.startswith("image_encoder.blocks."):
@@ -56,7 +58,11 @@ def inherit(small: Sam, large: Sam, blocks: tuple[int, ...]) -> None:
 
 def write(path: Path, sam: Sam, config: FoundationConfig) -> None:
     """Write a distilled model in half precision, which is exact enough to start from and half as large in git."""
-    save_sam(path, sam.half(), {"model_type": config.type, "made_by": "python -m sumlib.micro.distill", "config": asdict(config)})
+    save_sam(
+        path,
+        sam.half(),
+        {"model_type": config.type, "made_by": "python -m sumlib.micro.distill", "config": asdict(config)},
+    )
 
 
 if __name__ == "__main__":
@@ -66,5 +72,7 @@ if __name__ == "__main__":
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     settings = FoundationConfig(type=arguments.type, **CONFIG)
-    trained = pretrain(settings, arguments.out, kind=partial(Distillation, teacher=load_sam("micro", arguments.teacher)))
+    trained = pretrain(
+        settings, arguments.out, kind=partial(Distillation, teacher=load_sam("micro", arguments.teacher))
+    )
     write(arguments.out / "sam.safetensors", trained.sam, settings)

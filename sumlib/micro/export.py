@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from sumlib.data.registry import REGISTRY
-from sumlib.data.layouts.coco import PACKS
-from sumlib.data.layouts.pairs import HQSEG_TREES
-from sumlib.data.layouts.label_maps import PORTRAIT_PARTS
-from sumlib.micro.truth import LEVELS, TRUTH_FOLDER
 from sumlib.base.masks import rle_encode
+from sumlib.data.layouts.coco import PACKS
+from sumlib.data.layouts.label_maps import PORTRAIT_PARTS
+from sumlib.data.layouts.pairs import HQSEG_TREES
+from sumlib.data.registry import REGISTRY
+from sumlib.micro.truth import LEVELS, TRUTH_FOLDER
 
 PAIRS = {  # salient set -> (image, mask) files of scene i
     "COIFT": ("images/{i:05d}.jpg", "masks/{i:05d}.png"),
@@ -40,7 +40,9 @@ def write_dataset(name: str, root: Path, scenes: Sequence[Any]) -> None:
         _coco(root / name, "{i:05d}.jpg", scenes, {f"{level}.json": level for level in LEVELS})
         return
     if name not in REGISTRY:
-        raise ValueError(f"no data set is called {name!r}; known are internal, dev, {', '.join(sorted(REGISTRY))}")
+        raise ValueError(
+            f"no data set is called {name!r}; known are internal, dev, {', '.join(sorted(REGISTRY))}"
+        )
     source = REGISTRY[name]
     level = dict(zip(LEVELS.values(), LEVELS)).get(source.task)
     for i, scene in enumerate(scenes):
@@ -118,7 +120,9 @@ def _coco(folder: Path, pattern: str, scenes: list, files: dict[str, str], image
     for file, level in files.items():
         found = [(i, masks_of(scene, level)) for i, scene in enumerate(scenes)]
         records = [_record(i + 1, names[i], scenes[i]) for i, masks in found if masks]
-        _write_json(folder / file, records, [_annotation(i + 1, mask) for i, masks in found for mask in masks])
+        _write_json(
+            folder / file, records, [_annotation(i + 1, mask) for i, masks in found for mask in masks]
+        )
 
 
 def _entityseg_train(folder: Path, scenes: list) -> None:
@@ -129,7 +133,10 @@ def _entityseg_train(folder: Path, scenes: list) -> None:
 
 def _entityseg_val(folder: Path, scenes: list, number: int) -> None:
     """The scenes become the val images of one pack; those of the other packs in the JSON are kept."""
-    names, path = [f"{PACKS[number]}/val_{i:05d}.jpg" for i in range(len(scenes))], folder / "entityseg_val.json"
+    names, path = (
+        [f"{PACKS[number]}/val_{i:05d}.jpg" for i in range(len(scenes))],
+        folder / "entityseg_val.json",
+    )
     images, annotations = _entities(folder, scenes, names, 1 + number * 1_000_000)
     if path.is_file():
         old = json.loads(path.read_bytes())
@@ -145,7 +152,9 @@ def _entities(folder: Path, scenes: list, names: list[str], first_id: int) -> tu
         pack, file = name.split("/")
         write_image(folder / pack / "images" / file, scene.image)
     records = [_record(first_id + i, names[i], scene) for i, scene in enumerate(scenes)]
-    return records, [_annotation(first_id + i, m) for i, scene in enumerate(scenes) for m in masks_of(scene, "entity")]
+    return records, [
+        _annotation(first_id + i, m) for i, scene in enumerate(scenes) for m in masks_of(scene, "entity")
+    ]
 
 
 def _sa1b(folder: Path, scenes: list) -> None:
@@ -210,7 +219,9 @@ def _paco(folder: Path, scenes: list) -> None:
         objects = {}
         for entity in (int(k) for k in np.unique(scene.entity_map) if k):
             objects[entity] = len(annotations) + 1
-            annotations.append(_annotation(i + 1, scene.entity_map == entity) | {"obj_ann_id": objects[entity]})
+            annotations.append(
+                _annotation(i + 1, scene.entity_map == entity) | {"obj_ann_id": objects[entity]}
+            )
         for part in (int(k) for k in np.unique(scene.part_map) if k):
             owner = objects[scene.part_owner[part]]
             annotations.append(_annotation(i + 1, scene.part_map == part) | {"obj_ann_id": owner})
@@ -225,7 +236,12 @@ def _record(number: int, name: str, scene: Any) -> dict:
 def _annotation(image: int, mask: np.ndarray) -> dict:
     """COCO annotation with compressed RLE; `_write_json` numbers it."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    box = [columns[0], rows[0], columns[-1] - columns[0] + 1, rows[-1] - rows[0] + 1]  # (4,) x y width height pixels
+    box = [
+        columns[0],
+        rows[0],
+        columns[-1] - columns[0] + 1,
+        rows[-1] - rows[0] + 1,
+    ]  # (4,) x y width height pixels
     return {
         "image_id": image,
         "category_id": 1,

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from sumlib.data.dataset import Sample
-from sumlib.micro.world import coarse
 from sumlib.metrics import mask_iou
+from sumlib.micro.scene_store import Store
+from sumlib.micro.world import coarse
 from sumlib.model.sum import Sum
 from sumlib.sampler import first_click, next_click
-from sumlib.micro.scene_store import Store
 
 Example = tuple[np.ndarray, np.ndarray, str]
 """Image (H, W, 3) uint8, target masks (M, H, W) bool with M > 0, and their level."""

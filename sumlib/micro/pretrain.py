@@ -24,16 +24,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from sumlib.model.checkpoint import save_sam
-from sumlib.micro.world import SIZE
-from sumlib.micro.gate import gate, normalise, stored_examples
-from sumlib.losses import focal_loss
 from sumlib.base.masks import jittered_boxes
+from sumlib.base.parallel import average_gradients, together
+from sumlib.losses import focal_loss
+from sumlib.micro.gate import gate, normalise, stored_examples
+from sumlib.micro.scene_store import Batches, Store, make_store
+from sumlib.micro.world import SIZE
+from sumlib.model.checkpoint import save_sam
 from sumlib.model.micro_sam import MICRO_DEPTHS, build_sam_micro
 from sumlib.model.sum import Sum
-from sumlib.base.parallel import average_gradients, together
 from sumlib.sampler import next_click, sample_point
-from sumlib.micro.scene_store import Batches, Store, make_store
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,11 @@ class FoundationConfig:
         """Warm-ups at the start, where the interactive rounds begin and at the finish; a cosine before the finish and one in it."""
         if step >= self.iterations:
             done = step - self.iterations
-            return self.finish_lr * min(1.0, (done + 1) / 30) * max(0.01, 0.5 * (1 + math.cos(math.pi * done / self.finish)))
+            return (
+                self.finish_lr
+                * min(1.0, (done + 1) / 30)
+                * max(0.01, 0.5 * (1 + math.cos(math.pi * done / self.finish)))
+            )
         warm = min(1.0, (step + 1) / 100, (abs(step - int(self.dense_only * self.iterations)) + 10) / 60)
         return self.lr * warm * max(0.01, 0.5 * (1 + math.cos(math.pi * step / self.iterations)))
 
@@ -109,7 +113,7 @@ def mask_loss(logits: Tensor, target: Tensor, late: bool = False) -> Tensor:
     dice = 1 - (2 * (p * target).sum(-1) + 1) / (p.sum(-1) + target.sum(-1) + 1)
     if not late:
         return 4 * bce + dice
-    rows = lambda m: m.flatten(0, -2)[:, None]  # noqa: E731  (N, 1, HW)
+    rows = lambda m: m.flatten(0, -2)[:, None]
     return 2 * bce + 20 * focal_loss(rows(logits), rows(target)).view_as(bce) + dice
 
 
@@ -133,23 +137,47 @@ def human_clicks(
     return point, torch.where(found, label, -1)
 
 
-def dense_loss(model: Sum, heads: DenseHeads, embedding: Tensor, batch: dict, generator: torch.Generator, queries: int = 24) -> Tensor:
+def dense_loss(
+    model: Sum,
+    heads: DenseHeads,
+    embedding: Tensor,
+    batch: dict,
+    generator: torch.Generator,
+    queries: int = 24,
+) -> Tensor:
     """Supervise the encoder alone: which pixels share the part and the entity of a query pixel, and the image."""
     exact, where, level = batch["exact"].flatten(1), batch["image"], batch["level"]
     b, k = len(batch["images"]), len(where) // len(batch["images"])
     region = exact.view(b, k, -1)
     per = max(1, queries // k)
-    at = torch.multinomial(region.flatten(0, 1).float(), per, replacement=True, generator=generator).view(b, k * per)
+    at = torch.multinomial(region.flatten(0, 1).float(), per, replacement=True, generator=generator).view(
+        b, k * per
+    )
     logits, painted = heads(embedding, at)
-    target = batch["all"].flatten(2)[where, batch["mask"]].view(b, k, 1, -1).expand(-1, -1, per, -1).reshape(b, k * per, -1)
-    chosen = torch.where((level.view(b, k, 1).expand(-1, -1, per).reshape(b, -1) == 3)[..., None], logits[0], logits[1])
+    target = (
+        batch["all"]
+        .flatten(2)[where, batch["mask"]]
+        .view(b, k, 1, -1)
+        .expand(-1, -1, per, -1)
+        .reshape(b, k * per, -1)
+    )
+    chosen = torch.where(
+        (level.view(b, k, 1).expand(-1, -1, per).reshape(b, -1) == 3)[..., None], logits[0], logits[1]
+    )
     image = (batch["images"].permute(0, 3, 1, 2).float() / 255 - 0.5) * 4
     weight = (level != 1).float().view(b, k, 1).expand(-1, -1, per).reshape(b, -1)
     return (mask_loss(chosen, target) * weight).mean() + F.l1_loss(painted.float(), image)
 
 
 def interactive_loss(
-    model: Sum, embedding: Tensor, batch: dict, rounds: int, generator: torch.Generator, bf16: bool, late: bool = False, finish: bool = False
+    model: Sum,
+    embedding: Tensor,
+    batch: dict,
+    rounds: int,
+    generator: torch.Generator,
+    bf16: bool,
+    late: bool = False,
+    finish: bool = False,
 ) -> float:
     """SAM's interactive training against the coarse masks; back-propagates round by round into ``embedding``'s gradient.
 
@@ -181,8 +209,12 @@ def interactive_loss(
         with torch.no_grad():
             on = (logits > 0).float()
             overlap = on @ candidates.transpose(1, 2)
-            iou_all = (overlap / (on.sum(-1)[..., None] + candidates.sum(-1)[:, None] - overlap).clamp(min=1)).amax(-1)
-            iou_all = iou_all * keep[:, None]  # a click on the background asks for no mask, however well one is painted
+            iou_all = (
+                overlap / (on.sum(-1)[..., None] + candidates.sum(-1)[:, None] - overlap).clamp(min=1)
+            ).amax(-1)
+            iou_all = (
+                iou_all * keep[:, None]
+            )  # a click on the background asks for no mask, however well one is painted
         if step == 0:
             best, column = each[:, 1:].min(1)
             loss = (keep * (best + 0.25 * each[:, 0])).mean() + F.mse_loss(score, iou_all)
@@ -210,20 +242,30 @@ class Pretraining:
     """The state of one pre-training, saved as a whole so that it resumes to the same result."""
 
     def __init__(self, config: FoundationConfig, rank: int, bf16: bool):
-        torch.manual_seed(config.seed)  # initialisation of segment-anything's modules draws from the global generator
+        torch.manual_seed(
+            config.seed
+        )  # initialisation of segment-anything's modules draws from the global generator
         self.config, self.rank, self.bf16, self.step = config, rank, bf16, 0
         self.model = Sum(build_sam_micro(depth=MICRO_DEPTHS[config.type]))
         self.heads = DenseHeads(self.model.sam.prompt_encoder.embed_dim)
         decay = [p for p in self.parameters() if p.dim() > 1]
         other = [p for p in self.parameters() if p.dim() <= 1]
-        self.optimiser = torch.optim.AdamW([{"params": decay, "weight_decay": config.weight_decay}, {"params": other, "weight_decay": 0.0}],
-                                           lr=config.lr, betas=(0.9, 0.98))  # fmt: skip
+        self.optimiser = torch.optim.AdamW(
+            [{"params": decay, "weight_decay": config.weight_decay}, {"params": other, "weight_decay": 0.0}],
+            lr=config.lr,
+            betas=(0.9, 0.98),
+        )
 
     def parameters(self) -> list[nn.Parameter]:
         return [*self.model.sam.parameters(), *self.heads.parameters()]
 
     def save(self, path: Path) -> None:
-        state = {"step": self.step, "model": self.model.state_dict(), "heads": self.heads.state_dict(), "optimiser": self.optimiser.state_dict()}
+        state = {
+            "step": self.step,
+            "model": self.model.state_dict(),
+            "heads": self.heads.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+        }
         torch.save(state, path.with_suffix(".tmp"))
         path.with_suffix(".tmp").rename(path)
 
@@ -256,7 +298,9 @@ class Pretraining:
         if not dense:
             late, finish = self.step >= c.late * c.iterations, self.step >= c.iterations
             turns = c.finish_rounds if finish else c.late_rounds if late else c.rounds
-            value = interactive_loss(self.model, leaf, batch, turns[self.step % len(turns)], generator, self.bf16, late, finish)
+            value = interactive_loss(
+                self.model, leaf, batch, turns[self.step % len(turns)], generator, self.bf16, late, finish
+            )
         embedding.backward(leaf.grad)
         average_gradients(self.parameters())
         torch.nn.utils.clip_grad_norm_(self.parameters(), 1.0)
@@ -266,19 +310,34 @@ class Pretraining:
         return value
 
 
-def _worker(rank: int, make: Callable[[int], Pretraining], out: Path, store: Store, held_out: Store, every: int) -> None:
+def _worker(
+    rank: int, make: Callable[[int], Pretraining], out: Path, store: Store, held_out: Store, every: int
+) -> None:
     state = make(rank)
     config = state.config
     if (out / "last.pt").exists():
         state.load(out / "last.pt")
     losses, started = [], time.time()
-    for _ in tqdm(range(state.step, config.steps), initial=state.step, total=config.steps, mininterval=30, disable=rank > 0):
+    for _ in tqdm(
+        range(state.step, config.steps),
+        initial=state.step,
+        total=config.steps,
+        mininterval=30,
+        disable=rank > 0,
+    ):
         losses.append(state.iterate(store))
         if state.step % every and state.step < config.steps:
             continue
         if rank == 0:
-            row = {"step": state.step, "seconds": round(time.time() - started), "loss": round(float(np.mean(losses)), 4)}
-            row |= {k: [round(x, 1) for x in v] for k, v in gate(state.model, stored_examples(held_out, len(held_out.images))).items()}
+            row = {
+                "step": state.step,
+                "seconds": round(time.time() - started),
+                "loss": round(float(np.mean(losses)), 4),
+            }
+            row |= {
+                k: [round(x, 1) for x in v]
+                for k, v in gate(state.model, stored_examples(held_out, len(held_out.images))).items()
+            }
             with open(out / "log.jsonl", "a") as log:
                 log.write(json.dumps(row) + "\n")
             state.save(out / "last.pt")
@@ -286,14 +345,23 @@ def _worker(rank: int, make: Callable[[int], Pretraining], out: Path, store: Sto
 
 
 def pretrain(
-    config: FoundationConfig, out: Path, *, bf16: bool = True, every: int = 250, held_out: int = 60, kind: Callable[..., Pretraining] = Pretraining,
-) -> Sum:  # fmt: skip
+    config: FoundationConfig,
+    out: Path,
+    *,
+    bf16: bool = True,
+    every: int = 250,
+    held_out: int = 60,
+    kind: Callable[..., Pretraining] = Pretraining,
+) -> Sum:
     """Train, or resume, in ``config.workers`` processes; keeps the last state and a log of the gate, on ``held_out`` scenes, in ``out``.
 
     ``kind(config, rank, bf16)`` makes each worker's state.
     """
     out.mkdir(parents=True, exist_ok=True)
-    store, others = make_store(config.scenes, seed=config.seed + 1), make_store(held_out, seed=config.seed + 999)
+    store, others = (
+        make_store(config.scenes, seed=config.seed + 1),
+        make_store(held_out, seed=config.seed + 999),
+    )
     make = partial(kind, config, bf16=bf16)
     together(_worker, config.workers, make, out, store, others, every)
     state = make(0)
@@ -308,4 +376,8 @@ if __name__ == "__main__":
     arguments = parser.parse_args()
     settings = FoundationConfig(iterations=arguments.iterations)
     trained = pretrain(settings, arguments.out)
-    save_sam(arguments.out / "sam.safetensors", trained.sam, {"model_type": "micro", "made_by": "python -m sumlib.micro.pretrain", "config": asdict(settings)})
+    save_sam(
+        arguments.out / "sam.safetensors",
+        trained.sam,
+        {"model_type": "micro", "made_by": "python -m sumlib.micro.pretrain", "config": asdict(settings)},
+    )

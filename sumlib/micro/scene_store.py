@@ -28,8 +28,11 @@ class Store:
         """Coarse masks (M, H, W) bool, exact masks (M, H, W) bool, levels (M,) 1 group, 2 entity, 3 part."""
         rows = slice(self.start[index], self.start[index + 1])
         shape = (-1, SIZE, SIZE)
-        return (np.unpackbits(self.coarse[rows], axis=1).reshape(shape).astype(bool),
-                np.unpackbits(self.exact[rows], axis=1).reshape(shape).astype(bool), self.level[rows])  # fmt: skip
+        return (
+            np.unpackbits(self.coarse[rows], axis=1).reshape(shape).astype(bool),
+            np.unpackbits(self.exact[rows], axis=1).reshape(shape).astype(bool),
+            self.level[rows],
+        )
 
 
 def _some_scenes(seed: int, count: int) -> tuple:
@@ -38,7 +41,10 @@ def _some_scenes(seed: int, count: int) -> tuple:
     for _ in range(count):
         scene = make_scene(rng, replace(broad_style(rng), smallest=SMALLEST))
         found = [(2, m) for m in scene.masks("entity")] + [(3, m) for m in scene.masks("part")]
-        if len(scene.masks("entity")) and scene.entity_map[scene.salient].min() != scene.entity_map[scene.salient].max():
+        if (
+            len(scene.masks("entity"))
+            and scene.entity_map[scene.salient].min() != scene.entity_map[scene.salient].max()
+        ):
             found.append((1, scene.salient))
         images.append(scene.image)
         level += [k for k, _ in found]
@@ -72,11 +78,13 @@ class Batches:
         for b, index in enumerate(rng.integers(0, len(self.store.images), count)):
             turn, flip = int(rng.integers(4)), bool(rng.integers(2))
             rough, fine, kind = self.store.masks(index)
-            move = lambda a, ax: np.flip(np.rot90(a, turn, ax), ax[1]) if flip else np.rot90(a, turn, ax)  # noqa: E731
+            move = lambda a, ax: np.flip(np.rot90(a, turn, ax), ax[1]) if flip else np.rot90(a, turn, ax)
             image = move(self.store.images[index], (0, 1))
             images.append(image[..., rng.permutation(3)] if rng.random() < 0.5 else image)
             everything.append(np.ascontiguousarray(move(rough, (1, 2))))
-            weight = np.select([kind == 3, kind == 2], [0.62 / max(1, (kind == 3).sum()), 0.36 / (kind == 2).sum()], 0.03)
+            weight = np.select(
+                [kind == 3, kind == 2], [0.62 / max(1, (kind == 3).sum()), 0.36 / (kind == 2).sum()], 0.03
+            )
             pick = rng.choice(len(kind), prompts, p=weight / weight.sum())
             where += [b] * prompts
             number += list(pick)
@@ -86,6 +94,12 @@ class Batches:
         padded = np.zeros((count, max(rows), SIZE, SIZE), bool)
         for b, m in enumerate(everything):
             padded[b, : len(m)] = m
-        tensor = lambda a: torch.from_numpy(np.ascontiguousarray(a))  # noqa: E731
-        return {"images": tensor(np.stack(images)), "all": tensor(padded), "image": torch.tensor(where),
-                "mask": torch.tensor(number), "level": torch.tensor(level), "exact": tensor(np.concatenate(exact))}  # fmt: skip
+        tensor = lambda a: torch.from_numpy(np.ascontiguousarray(a))
+        return {
+            "images": tensor(np.stack(images)),
+            "all": tensor(padded),
+            "image": torch.tensor(where),
+            "mask": torch.tensor(number),
+            "level": torch.tensor(level),
+            "exact": tensor(np.concatenate(exact)),
+        }

@@ -36,7 +36,10 @@ def _line(points: list, width: float) -> Primitive:
 
 def _rays(count: int, inner: float, outer: float, width: float, phase: float) -> Part:
     angles = phase + 2 * np.pi * np.arange(count) / count
-    return [_line([[inner * np.cos(a), inner * np.sin(a)], [outer * np.cos(a), outer * np.sin(a)]], width) for a in angles]
+    return [
+        _line([[inner * np.cos(a), inner * np.sin(a)], [outer * np.cos(a), outer * np.sin(a)]], width)
+        for a in angles
+    ]
 
 
 def _count(rng: np.random.Generator, low: int, high: int, detail: float) -> int:
@@ -74,8 +77,10 @@ def creature(rng, detail, thin):
     legs = [_line([[0.7 * x, 0.2], [x + rng.uniform(-0.08, 0.08), 1.0]], 0.13 * thin) for x in feet]
     body = [_ellipse(-0.1, 0.1, 0.75, 0.42)]
     strands = _count(rng, 4, 6, detail)
-    hair = [_line([[0.6, -0.5], [0.6 + 0.55 * np.cos(a), -0.5 + 0.5 * np.sin(a)]], 0.09 * thin)
-            for a in np.linspace(-2.9, -0.3, strands)]
+    hair = [
+        _line([[0.6, -0.5], [0.6 + 0.55 * np.cos(a), -0.5 + 0.5 * np.sin(a)]], 0.09 * thin)
+        for a in np.linspace(-2.9, -0.3, strands)
+    ]
     return [legs, body, hair + [("disc", (0.6, -0.38, 0.33))]]
 
 
@@ -107,15 +112,22 @@ def sun(rng, detail, thin):
 
 def fish(rng, detail, thin):
     """A body, a rayed tail, and a crest."""
-    tail = [_line([[0.4, 0], [1.0, y]], 0.10 * thin) for y in np.linspace(-0.6, 0.6, _count(rng, 4, 6, detail))]
-    crest = [_line([[x, -0.3], [x + 0.12, -0.85]], 0.11 * thin) for x in np.linspace(-0.6, 0.25, _count(rng, 4, 5, detail))]
+    tail = [
+        _line([[0.4, 0], [1.0, y]], 0.10 * thin) for y in np.linspace(-0.6, 0.6, _count(rng, 4, 6, detail))
+    ]
+    crest = [
+        _line([[x, -0.3], [x + 0.12, -0.85]], 0.11 * thin)
+        for x in np.linspace(-0.6, 0.25, _count(rng, 4, 5, detail))
+    ]
     crest += [_line([[-0.6, -0.36], [0.25, -0.36]], 0.16)]
     return [tail + [("disc", (0.45, 0, 0.2))], crest, [_ellipse(-0.2, 0.05, 0.68, 0.42)]]
 
 
 def ladder(rng, detail, thin):
     """Rails with rungs, and a platform."""
-    rungs = [_line([[-0.45, y], [0.45, y]], 0.11 * thin) for y in np.linspace(-0.4, 0.9, _count(rng, 4, 6, detail))]
+    rungs = [
+        _line([[-0.45, y], [0.45, y]], 0.11 * thin) for y in np.linspace(-0.4, 0.9, _count(rng, 4, 6, detail))
+    ]
     rails = [_line([[-0.45, -0.6], [-0.5, 1.0]], 0.15), _line([[0.45, -0.6], [0.5, 1.0]], 0.15)]
     return [rungs + rails, [_rect(-0.75, -1.0, 0.75, -0.52)]]
 
@@ -127,14 +139,20 @@ def mill(rng, detail, thin):
         u, v = np.array([np.cos(a), np.sin(a)]), np.array([-np.sin(a), np.cos(a)])
         centre = np.array([0, -0.25])
         sails += [_line([centre, centre + 0.8 * u], 0.09 * thin)]
-        sails += [_line([centre + r * u, centre + r * u + 0.28 * v], 0.08 * thin) for r in np.linspace(0.3, 0.8, _count(rng, 3, 4, detail))]
+        sails += [
+            _line([centre + r * u, centre + r * u + 0.28 * v], 0.08 * thin)
+            for r in np.linspace(0.3, 0.8, _count(rng, 3, 4, detail))
+        ]
     tower = [("poly", np.array([[-0.25, -0.2], [0.25, -0.2], [0.48, 1.0], [-0.48, 1.0]]))]
     return [tower, sails + [("disc", (0, -0.25, 0.16))]]
 
 
 def brush(rng, detail, thin):
     """Bristles, a ferrule and a shaft (test sets only)."""
-    bristles = [_line([[0.5 * x, -0.2], [x, -1.0]], 0.10 * thin) for x in np.linspace(-0.6, 0.6, _count(rng, 5, 7, detail))]
+    bristles = [
+        _line([[0.5 * x, -0.2], [x, -1.0]], 0.10 * thin)
+        for x in np.linspace(-0.6, 0.6, _count(rng, 5, 7, detail))
+    ]
     return [bristles, [_rect(-0.42, -0.3, 0.42, 0.15)], [_rect(-0.17, 0.15, 0.17, 1.0)]]
 
 
@@ -149,7 +167,9 @@ def mushroom(rng, detail, thin):
     return [[_rect(-0.32, -0.1, 0.32, 0.95)], [_ellipse(0, -0.35, 0.95, 0.55)]]
 
 
-OBJECTS: dict[str, Callable] = {f.__name__: f for f in (wheel, comb, panel, creature, plant, lamp, sun, fish, ladder)}
+OBJECTS: dict[str, Callable] = {
+    f.__name__: f for f in (wheel, comb, panel, creature, plant, lamp, sun, fish, ladder)
+}
 UNSEEN: dict[str, Callable] = {f.__name__: f for f in (mill, brush)}
 DISTRACTORS: dict[str, Callable] = {f.__name__: f for f in (pebble, mushroom)}
 KINDS = OBJECTS | UNSEEN | DISTRACTORS

@@ -3,8 +3,8 @@
 from functools import partial
 from pathlib import Path
 
-from sumlib.data.layouts.coco import coco
 from sumlib.data.dataset import Dataset
+from sumlib.data.layouts.coco import coco
 
 TRUTH_FOLDER = "SA-1B-truth"
 LEVELS = {"salient": 1, "entity": 2, "part": 3}

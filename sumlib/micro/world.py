@@ -113,7 +113,9 @@ def _waves(rng: np.random.Generator, size: int, low: float, high: float) -> np.n
     y, x = np.mgrid[:size, :size].astype(np.float32)
     angle, freq = rng.uniform(0, np.pi), rng.uniform(low, high)
     wave = np.sin(2 * np.pi * freq * (x * np.cos(angle) + y * np.sin(angle)) + rng.uniform(0, 6))
-    grain = cv2.resize(rng.standard_normal((10, 10)).astype(np.float32), (size, size), interpolation=cv2.INTER_CUBIC)
+    grain = cv2.resize(
+        rng.standard_normal((10, 10)).astype(np.float32), (size, size), interpolation=cv2.INTER_CUBIC
+    )
     return 0.6 * wave + 0.5 * grain
 
 
@@ -127,7 +129,13 @@ def _paint(canvas: np.ndarray, part: list, transform: tuple, value: int) -> None
         if kind == "disc":
             x, y, radius = geometry
             point = np.array([x, y]) @ matrix + offset
-            cv2.circle(canvas, tuple(int(v) for v in point.round()), max(1, round(radius * scale * _SUPER)), value, -1)
+            cv2.circle(
+                canvas,
+                tuple(int(v) for v in point.round()),
+                max(1, round(radius * scale * _SUPER)),
+                value,
+                -1,
+            )
             continue
         points = (np.asarray(geometry) @ matrix + offset).round().astype(np.int32)
         if kind == "poly":
@@ -149,7 +157,12 @@ def _place(rng: np.random.Generator, style: Style, size: int) -> list[tuple[str,
         second = scale * rng.uniform(0.6, 0.75)
         away = np.array([np.cos(angle), np.sin(angle)])
         main = centre - away * 0.52 * scale
-        placed.append((str(rng.choice(style.kinds)), (second, rng.uniform(-0.5, 0.5), main + away * (shrink * scale + second) * 0.86)))
+        placed.append(
+            (
+                str(rng.choice(style.kinds)),
+                (second, rng.uniform(-0.5, 0.5), main + away * (shrink * scale + second) * 0.86),
+            )
+        )
         centre = main
     placed.append((str(rng.choice(style.kinds)), (scale * shrink, rng.uniform(-0.6, 0.6), centre)))
     for _ in range(rng.integers(style.distractors[0], style.distractors[1] + 1)):
@@ -174,10 +187,14 @@ def _ids(rng: np.random.Generator, style: Style, size: int) -> tuple[np.ndarray,
     return canvas, owner, salient
 
 
-def _colours(rng: np.random.Generator, owner: list[tuple[int, int]]) -> tuple[list[np.ndarray], list[np.ndarray]]:
+def _colours(
+    rng: np.random.Generator, owner: list[tuple[int, int]]
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Background colours and one colour a painted part, of one hue family an entity."""
     hue = rng.random()
-    back = [_hsv(hue + rng.uniform(-0.1, 0.1), rng.uniform(0.0, 0.35), rng.uniform(0.25, 0.95)) for _ in range(2)]
+    back = [
+        _hsv(hue + rng.uniform(-0.1, 0.1), rng.uniform(0.0, 0.35), rng.uniform(0.25, 0.95)) for _ in range(2)
+    ]
     entities = max((e for e, _ in owner), default=0)
     start = rng.random()
     colours = []
@@ -188,7 +205,9 @@ def _colours(rng: np.random.Generator, owner: list[tuple[int, int]]) -> tuple[li
     return back, colours
 
 
-def _shade(rng: np.random.Generator, style: Style, canvas: np.ndarray, back: list, colours: list) -> np.ndarray:
+def _shade(
+    rng: np.random.Generator, style: Style, canvas: np.ndarray, back: list, colours: list
+) -> np.ndarray:
     """Colour the id canvas: textures, light, optics and sensor; (H, W, 3) uint8."""
     big, size = canvas.shape[0], canvas.shape[0] // _SUPER
     angle, shift = rng.uniform(0, 2 * np.pi), rng.uniform(-0.3, 0.3) * big
@@ -200,7 +219,9 @@ def _shade(rng: np.random.Generator, style: Style, canvas: np.ndarray, back: lis
     coarse_ids = cv2.resize(canvas, (size, size), interpolation=cv2.INTER_NEAREST)
     phase = (coarse_ids.astype(np.float32) * 2.4)[..., None]
     texture = _waves(rng, size, 0.05, 0.2)[..., None]
-    image = image + style.texture * (texture * np.cos(phase) + _waves(rng, size, 0.1, 0.3)[..., None] * np.sin(phase))
+    image = image + style.texture * (
+        texture * np.cos(phase) + _waves(rng, size, 0.1, 0.3)[..., None] * np.sin(phase)
+    )
     light = rng.uniform(0, 2 * np.pi)
     ramp = (np.mgrid[:size, :size] - size / 2) / size
     image = image * (1 + style.lighting * (ramp[0] * np.sin(light) + ramp[1] * np.cos(light))[..., None] * 2)
@@ -216,8 +237,12 @@ def make_scene(rng: np.random.Generator, style: Style = Style(), size: int = SIZ
     canvas, owner, salient_count = _ids(rng, style, size)
     back, colours = _colours(rng, owner)
     image = _shade(rng, style, canvas, back, colours)
-    cover = np.stack([cv2.resize((canvas == k).astype(np.float32), (size, size), interpolation=cv2.INTER_AREA)
-                      for k in range(1, len(owner) + 1)])
+    cover = np.stack(
+        [
+            cv2.resize((canvas == k).astype(np.float32), (size, size), interpolation=cv2.INTER_AREA)
+            for k in range(1, len(owner) + 1)
+        ]
+    )
     painted = np.where(cover.sum(0) >= 0.5, cover.argmax(0) + 1, 0)  # (H, W) painted part id
     lookup = np.array([0] + [e for e, _ in owner])
     entity_map = lookup[painted].astype(np.uint8)

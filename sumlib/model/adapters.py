@@ -87,5 +87,9 @@ def merge_lora(encoder: ImageEncoderViT) -> None:
 
 def light_parameters(encoder: ImageEncoderViT) -> list[nn.Parameter]:
     """The parameters of all adapters and low-rank updates, in the order of the blocks."""
-    kinds = [(m.down, m.up) if isinstance(m, LoraQKV) else tuple(m.parameters()) for m in encoder.modules() if isinstance(m, (Adapter, LoraQKV))]
+    kinds = [
+        (m.down, m.up) if isinstance(m, LoraQKV) else tuple(m.parameters())
+        for m in encoder.modules()
+        if isinstance(m, (Adapter, LoraQKV))
+    ]
     return [parameter for kind in kinds for parameter in kind]

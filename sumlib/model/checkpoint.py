@@ -69,7 +69,9 @@ def load_sum(path: str | Path, *, sha256: str | None = None) -> Sum:
     state, metadata = _read(path, sha256, "make it again with `dvc repro`")
     model_type = metadata.get("model_type")
     if model_type not in MODEL_TYPES:
-        raise CheckpointError(f"{path}: not written by save_sum: its metadata name no known model_type; {_kind(_shapes(state))}")
+        raise CheckpointError(
+            f"{path}: not written by save_sum: its metadata name no known model_type; {_kind(_shapes(state))}"
+        )
     tasks = len(state.get("task_prompt.weight", range(NUM_TASKS)))
     with torch.device("meta"):
         model = Sum(_build(model_type), tasks, hq="hq.token.weight" in state)
@@ -103,7 +105,11 @@ def build_like(sam: Sam) -> Sam:
 def _build(model_type: str) -> Sam:
     if model_type not in MODEL_TYPES:
         raise ValueError(f"unknown model_type {model_type!r}; known are {', '.join(MODEL_TYPES)}")
-    return build_sam_micro(depth=MICRO_DEPTHS[model_type]) if model_type in MICRO_DEPTHS else sam_model_registry[model_type]()
+    return (
+        build_sam_micro(depth=MICRO_DEPTHS[model_type])
+        if model_type in MICRO_DEPTHS
+        else sam_model_registry[model_type]()
+    )
 
 
 def _remedy(model_type: str) -> str:
@@ -112,7 +118,9 @@ def _remedy(model_type: str) -> str:
     return f"download it (again) from https://dl.fbaipublicfiles.com/segment_anything/{OFFICIAL[model_type]}"
 
 
-def _read(path: Path, sha256: str | None, remedy: str, weights: bool = True) -> tuple[dict[str, Tensor], dict]:
+def _read(
+    path: Path, sha256: str | None, remedy: str, weights: bool = True
+) -> tuple[dict[str, Tensor], dict]:
     """State dictionary and metadata of a checkpoint; without ``weights`` the former is empty."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: there is no such checkpoint; {remedy}")
@@ -120,12 +128,16 @@ def _read(path: Path, sha256: str | None, remedy: str, weights: bool = True) -> 
         with open(path, "rb") as file:
             actual = hashlib.file_digest(file, "sha256").hexdigest()
         if actual != sha256.strip().lower():
-            raise CheckpointError(f"{path}: its SHA-256 is {actual}, not {sha256}: damaged or another file; {remedy}, or correct the hash")
+            raise CheckpointError(
+                f"{path}: its SHA-256 is {actual}, not {sha256}: damaged or another file; {remedy}, or correct the hash"
+            )
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, "pt") as file:
                 notes = json.loads((file.metadata() or {}).get("sumlib", "{}"))
-                return {key: file.get_tensor(key).clone() for key in file.keys() if weights}, notes  # no views of the file
+                return {
+                    key: file.get_tensor(key).clone() for key in file.keys() if weights
+                }, notes  # no views of the file
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (MemoryError, OSError):
         raise
@@ -154,7 +166,13 @@ def _sam_shapes(model_type: str) -> dict[str, tuple[int, ...]]:
 
 def _kind(shapes: dict[str, tuple[int, ...]]) -> str:
     """Which model the shapes are of, and how it is read."""
-    inner = _plain({key.removeprefix("sam."): shape for key, shape in shapes.items() if key != "task_prompt.weight" and not key.startswith("hq.")})
+    inner = _plain(
+        {
+            key.removeprefix("sam."): shape
+            for key, shape in shapes.items()
+            if key != "task_prompt.weight" and not key.startswith("hq.")
+        }
+    )
     for model_type in MODEL_TYPES:
         if inner == _sam_shapes(model_type):
             if "task_prompt.weight" in shapes:
@@ -166,7 +184,11 @@ def _kind(shapes: dict[str, tuple[int, ...]]) -> str:
 def _fill(module: nn.Module, state: dict[str, Tensor], what: str, path: Path) -> nn.Module:
     """Give a module on the device "meta" the weights of a file, if all names and shapes agree."""
     expected, found = _shapes(module.state_dict()), _shapes(state)
-    wrong = [f"{key} is {found[key]}, expected {expected[key]}" for key in expected if found.get(key, expected[key]) != expected[key]]
+    wrong = [
+        f"{key} is {found[key]}, expected {expected[key]}"
+        for key in expected
+        if found.get(key, expected[key]) != expected[key]
+    ]
     wrong += [f"{key} is missing" for key in expected if key not in found]
     wrong += [f"{key} is unknown" for key in found if key not in expected]
     if wrong:
@@ -182,9 +204,13 @@ def _write(path: Path, module: nn.Module, sam: Sam, metadata: dict) -> None:
         raise ValueError(f"{path}: models are written as safetensors; let the name end in .safetensors")
     model_type, width = metadata.get("model_type"), adapter_width(sam.image_encoder)
     if width and module is sam:
-        raise ValueError(f"{path}: not written, a SAM with adapters is no SAM to others; write it with save_sum")
+        raise ValueError(
+            f"{path}: not written, a SAM with adapters is no SAM to others; write it with save_sum"
+        )
     if model_type not in MODEL_TYPES or _plain(_shapes(sam.state_dict())) != _sam_shapes(model_type):
-        raise ValueError(f"{path}: not written, the model is no {model_type!r} as its metadata say; {_kind(_shapes(sam.state_dict()))}")
+        raise ValueError(
+            f"{path}: not written, the model is no {model_type!r} as its metadata say; {_kind(_shapes(sam.state_dict()))}"
+        )
     tensors = {key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}
     # One entry, since safetensors writes entries in random order and equal models shall be equal files.
     notes = {"sumlib": json.dumps(metadata | ({"adapter_width": width} if width else {}), sort_keys=True)}

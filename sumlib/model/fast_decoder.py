@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-def attend(transformer: TwoWayTransformer, image: Tensor, position: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+def attend(
+    transformer: TwoWayTransformer, image: Tensor, position: Tensor, tokens: Tensor
+) -> tuple[Tensor, Tensor]:
     """`TwoWayTransformer` of rows ``image`` and ``position`` (N or 1, h w, C) and ``tokens`` (N, T, C): new tokens and rows (N, h w, C).
 
     Under autocast the image is in the lower precision from the start, in place of one cast for each product.
@@ -29,9 +31,13 @@ def attend(transformer: TwoWayTransformer, image: Tensor, position: Tensor, toke
             placed = queries + tokens
             queries = layer.norm1(queries + layer.self_attn(q=placed, k=placed, v=queries))
         where = image + position
-        queries = layer.norm2(queries + tokens_look(layer.cross_attn_token_to_image, queries + tokens, where, image))
+        queries = layer.norm2(
+            queries + tokens_look(layer.cross_attn_token_to_image, queries + tokens, where, image)
+        )
         queries = layer.norm3(queries + layer.mlp(queries))
-        image = layer.norm4(pixels_look(layer.cross_attn_image_to_token, where, queries + tokens, queries, image))
+        image = layer.norm4(
+            pixels_look(layer.cross_attn_image_to_token, where, queries + tokens, queries, image)
+        )
     seen = tokens_look(transformer.final_attn_token_to_image, queries + tokens, image + position, image)
     return transformer.norm_final_attn(queries + seen), image
 
@@ -41,9 +47,13 @@ def tokens_look(attention: Attention, q: Tensor, k: Tensor, v: Tensor) -> Tensor
 
     q . (W x + b) = (W^T q) . x + q . b, and the last term moves no softmax; sum_i a_i (W x_i + b) = W (sum_i a_i x_i) + b, as weights sum to one.
     """
-    query = _heads(attention, attention.q_proj(q)) @ _by_head(attention, attention.k_proj) * _scale(attention)  # (N, h, T, C)
+    query = (
+        _heads(attention, attention.q_proj(q)) @ _by_head(attention, attention.k_proj) * _scale(attention)
+    )  # (N, h, T, C)
     weights = (query.flatten(1, 2) @ k.transpose(1, 2)).softmax(-1)  # (N, h T, P)
-    mixed = (weights @ v).unflatten(1, (attention.num_heads, -1)) @ _by_head(attention, attention.v_proj).transpose(1, 2)  # (N, h, T, c)
+    mixed = (weights @ v).unflatten(1, (attention.num_heads, -1)) @ _by_head(
+        attention, attention.v_proj
+    ).transpose(1, 2)  # (N, h, T, c)
     return attention.out_proj(mixed.transpose(1, 2).flatten(2) + attention.v_proj.bias)
 
 
@@ -52,10 +62,14 @@ def pixels_look(attention: Attention, q: Tensor, k: Tensor, v: Tensor, image: Te
     heads = attention.num_heads
     key = _heads(attention, attention.k_proj(k)) * _scale(attention)  # (N, h, T, c)
     bias = (key * attention.q_proj.bias.view(heads, 1, -1)).sum(-1, keepdim=True).flatten(1, 2)  # (N, h T, 1)
-    scores = (key @ _by_head(attention, attention.q_proj)).flatten(1, 2) @ q.transpose(1, 2) + bias  # (N, h T, P)
+    scores = (key @ _by_head(attention, attention.q_proj)).flatten(1, 2) @ q.transpose(
+        1, 2
+    ) + bias  # (N, h T, P)
     weights = scores.unflatten(1, (heads, -1)).softmax(2).flatten(1, 2)
     out = attention.out_proj.weight.unflatten(1, (heads, -1)).permute(1, 2, 0)  # (h, c, C)
-    value = _heads(attention, attention.v_proj(v)) @ out + attention.out_proj.bias / heads  # weights sum to one in each head
+    value = (
+        _heads(attention, attention.v_proj(v)) @ out + attention.out_proj.bias / heads
+    )  # weights sum to one in each head
     return torch.baddbmm(image, weights.transpose(1, 2).to(image.dtype), value.flatten(1, 2).to(image.dtype))
 
 
@@ -63,9 +77,15 @@ def embed_masks(prompt: PromptEncoder, masks: Tensor) -> Tensor:
     """`PromptEncoder`'s embedding of mask prompts (N, 1, 4h, 4w), as rows (N, h w, C)."""
     first, norm1, act1, second, norm2, act2, last = prompt.mask_downscaling
     height, width = masks.shape[2] // 4, masks.shape[3] // 4
-    cells = masks.view(len(masks), height, 2, 2, width, 2, 2).permute(0, 1, 4, 2, 5, 3, 6).reshape(-1, height * width, 4, 4)
+    cells = (
+        masks.view(len(masks), height, 2, 2, width, 2, 2)
+        .permute(0, 1, 4, 2, 5, 3, 6)
+        .reshape(-1, height * width, 4, 4)
+    )
     x = act1(_normalised(norm1, F.linear(cells, first.weight.flatten(1), first.bias)))  # (N, h w, 4, c)
-    x = act2(_normalised(norm2, F.linear(x.flatten(2), second.weight.permute(0, 2, 3, 1).flatten(1), second.bias)))
+    x = act2(
+        _normalised(norm2, F.linear(x.flatten(2), second.weight.permute(0, 2, 3, 1).flatten(1), second.bias))
+    )
     return F.linear(x, last.weight.flatten(1), last.bias)
 
 
@@ -78,7 +98,9 @@ def mask_features(decoder: MaskDecoder, image: Tensor) -> Tensor:
 
 def unfold(features: Tensor, grid: tuple[int, int]) -> Tensor:
     """Channels (N, 16 h w, K) in the order of `mask_features` -> (N, K, 4h, 4w), ``grid`` being (h, w)."""
-    cells = features.unflatten(1, (*grid, 2, 2, 2, 2))  # h, w, then row and column of the coarser and of the finer of the two steps
+    cells = features.unflatten(
+        1, (*grid, 2, 2, 2, 2)
+    )  # h, w, then row and column of the coarser and of the finer of the two steps
     return cells.permute(0, 7, 1, 3, 5, 2, 4, 6).flatten(5, 7).flatten(2, 4)
 
 
@@ -96,7 +118,9 @@ def _scale(attention: Attention) -> float:
 
 def _transposed(layer: nn.ConvTranspose2d, x: Tensor) -> Tensor:
     """A transposed convolution of kernel and stride 2 on rows (..., C): (..., 4, c)."""
-    return F.linear(x, layer.weight.permute(2, 3, 1, 0).flatten(0, 2), layer.bias.repeat(4)).unflatten(-1, (4, -1))
+    return F.linear(x, layer.weight.permute(2, 3, 1, 0).flatten(0, 2), layer.bias.repeat(4)).unflatten(
+        -1, (4, -1)
+    )
 
 
 def _normalised(norm: LayerNorm2d, x: Tensor) -> Tensor:

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from sumlib.model.checkpoint import load_sam, load_sum
 from sumlib.config.params import Config
-from sumlib.model.sum import Sum
 from sumlib.config.runs import LABELLERS
+from sumlib.model.checkpoint import load_sam, load_sum
+from sumlib.model.sum import Sum
 
 SELF = "sum-medium"
 """Run whose model is the labeller "sum"."""
@@ -24,7 +24,11 @@ def labeller_file(config: Config, name: str, artifacts: Path) -> Path:
     """
     if name not in LABELLERS:
         raise ValueError(f"no labeller {name!r}; known are {', '.join(LABELLERS)}")
-    return artifacts / "finetune" / f"{SELF}.safetensors" if _tuned(config, name) else config.with_backbone(name).checkpoint
+    return (
+        artifacts / "finetune" / f"{SELF}.safetensors"
+        if _tuned(config, name)
+        else config.with_backbone(name).checkpoint
+    )
 
 
 def load_labeller(config: Config, name: str, artifacts: Path) -> Sum:

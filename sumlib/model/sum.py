@@ -15,9 +15,9 @@ from segment_anything.modeling import Sam
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sumlib.model.fast_decoder import attend, embed_masks, mask_features, unfold
-from sumlib.methods.hq_sam import HqHead
 from sumlib.base.masks import longest_side_size, resize_longest_side, resized
+from sumlib.methods.hq_sam import HqHead
+from sumlib.model.fast_decoder import attend, embed_masks, mask_features, unfold
 
 NUM_TASKS = 4
 """0 unspecified, 1 salient object, 2 entity, 3 part."""
@@ -56,10 +56,16 @@ class Sum(nn.Module):
             ValueError: not an RGB image of 8 bits.
         """
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-            raise ValueError(f"an image must be (H, W, 3) uint8 RGB, got {image.shape} {image.dtype}: convert it first")
+            raise ValueError(
+                f"an image must be (H, W, 3) uint8 RGB, got {image.shape} {image.dtype}: convert it first"
+            )
         side = self.sam.image_encoder.img_size
-        resized = np.array(image, order="C") if max(image.shape[:2]) == side else resize_longest_side(image, side)
-        return self.sam.preprocess(torch.from_numpy(resized).to(self.sam.device).permute(2, 0, 1).contiguous())
+        resized = (
+            np.array(image, order="C") if max(image.shape[:2]) == side else resize_longest_side(image, side)
+        )
+        return self.sam.preprocess(
+            torch.from_numpy(resized).to(self.sam.device).permute(2, 0, 1).contiguous()
+        )
 
     def to_input_frame(self, xy: Tensor, original_size: tuple[int, int]) -> Tensor:
         """Points (..., 2) x, y or boxes (..., 4) XYXY in pixels of the image (H, W) -> of the input frame, float32.
@@ -86,9 +92,15 @@ class Sum(nn.Module):
         return self.hq.encode(self.sam, pixels) if self.hq else self.sam.image_encoder(pixels)
 
     def decode(
-        self, embeddings: Tensor, *, points: Tensor | None = None, labels: Tensor | None = None, boxes: Tensor | None = None,
-        mask_inputs: Tensor | None = None, tasks: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        self,
+        embeddings: Tensor,
+        *,
+        points: Tensor | None = None,
+        labels: Tensor | None = None,
+        boxes: Tensor | None = None,
+        mask_inputs: Tensor | None = None,
+        tasks: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """Masks of N prompts of one kind, each with its own image embedding.
 
         ``embeddings`` (N, C, h, w); ``points`` (N, P, 2) x, y in pixels of the model's input frame, with ``labels`` (N, P)
@@ -108,12 +120,24 @@ class Sum(nn.Module):
                 points, labels = F.pad(points, (0, 0, 0, 1)), F.pad(labels, (0, 1), value=-1)
             sparse.append(self._embed_prompts(points, labels))
         if boxes is not None:
-            sparse.append(self._embed_prompts(boxes.view(n, 2, 2), torch.tensor([[2, 3]], device=device).expand(n, -1)))
-        tokens = torch.cat(sparse, 1) if sparse else torch.zeros(n, 0, self.sam.prompt_encoder.embed_dim, device=device)
+            sparse.append(
+                self._embed_prompts(boxes.view(n, 2, 2), torch.tensor([[2, 3]], device=device).expand(n, -1))
+            )
+        tokens = (
+            torch.cat(sparse, 1)
+            if sparse
+            else torch.zeros(n, 0, self.sam.prompt_encoder.embed_dim, device=device)
+        )
         return self._decode(embeddings, tokens, mask_inputs, tasks)
 
     def decode_codes(
-        self, embeddings: Tensor, xy: Tensor, codes: Tensor, *, mask_inputs: Tensor | None = None, tasks: Tensor | None = None
+        self,
+        embeddings: Tensor,
+        xy: Tensor,
+        codes: Tensor,
+        *,
+        mask_inputs: Tensor | None = None,
+        tasks: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """`decode` for prompts of mixed kinds in one batch.
 
@@ -126,18 +150,31 @@ class Sum(nn.Module):
     def _embed_prompts(self, xy: Tensor, codes: Tensor) -> Tensor:
         """(N, P, 2) and (N, P) as in `decode_codes` -> (N, P, C)."""
         prompt = self.sam.prompt_encoder
-        table = torch.cat([e.weight for e in prompt.point_embeddings] + [prompt.not_a_point_embed.weight])  # (5, C)
+        table = torch.cat(
+            [e.weight for e in prompt.point_embeddings] + [prompt.not_a_point_embed.weight]
+        )  # (5, C)
         codes = codes.long()
-        with torch.autocast(xy.device.type, enabled=False):  # coordinates in bf16 would be off by up to S / 512 pixels
-            position = prompt.pe_layer.forward_with_coords(xy.float() + 0.5, prompt.input_image_size)  # (N, P, C)
+        with torch.autocast(
+            xy.device.type, enabled=False
+        ):  # coordinates in bf16 would be off by up to S / 512 pixels
+            position = prompt.pe_layer.forward_with_coords(
+                xy.float() + 0.5, prompt.input_image_size
+            )  # (N, P, C)
         return position * (codes >= 0)[..., None] + table[codes]  # code -1 is the table's last row
 
     def _decode(
-        self, embeddings: Tensor, sparse: Tensor, mask_inputs: Tensor | None, tasks: Tensor | None, fast: bool = False
+        self,
+        embeddings: Tensor,
+        sparse: Tensor,
+        mask_inputs: Tensor | None,
+        tasks: Tensor | None,
+        fast: bool = False,
     ) -> tuple[Tensor, Tensor]:
         """`MaskDecoder.predict_masks`, with an image embedding (C, h, w) and a task of its own for each prompt."""
         decoder = self.sam.mask_decoder
-        outputs = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight]).expand(len(embeddings), -1, -1)  # (N, 1 + 4, C)
+        outputs = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight]).expand(
+            len(embeddings), -1, -1
+        )  # (N, 1 + 4, C)
         fused = task = None
         if self.hq:
             width = self.sam.prompt_encoder.embed_dim
@@ -151,36 +188,54 @@ class Sum(nn.Module):
             task = self.task_prompt(tasks)  # (N, C)
         attend_to = self._attend_fast if fast else self._attend
         hidden, source = attend_to(embeddings, torch.cat([outputs, sparse], dim=1), mask_inputs, task)
-        kernels = torch.stack([mlp(hidden[:, 1 + k]) for k, mlp in enumerate(decoder.output_hypernetworks_mlps)], dim=1)
+        kernels = torch.stack(
+            [mlp(hidden[:, 1 + k]) for k, mlp in enumerate(decoder.output_hypernetworks_mlps)], dim=1
+        )
         grid, features = embeddings.shape[2:], None
         if fast:
             folded = mask_features(decoder, source)
             logits = unfold(folded @ kernels.transpose(1, 2), grid)  # (N, 4, 4h, 4w)
             features = unfold(folded, grid) if self.hq else None
         else:
-            features = decoder.output_upscaling(source.transpose(1, 2).reshape(embeddings.shape))  # (N, C / 8, 4h, 4w)
+            features = decoder.output_upscaling(
+                source.transpose(1, 2).reshape(embeddings.shape)
+            )  # (N, C / 8, 4h, 4w)
             logits = (kernels @ features.flatten(2)).unflatten(2, features.shape[2:])
         if self.hq:
             fine = self.hq.mask(hidden[:, 5], features, fused)
             logits = fine.expand_as(logits) if self.training else logits + fine
         return logits, decoder.iou_prediction_head(hidden[:, 0])
 
-    def _attend(self, embeddings: Tensor, tokens: Tensor, mask_inputs: Tensor | None, task: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _attend(
+        self, embeddings: Tensor, tokens: Tensor, mask_inputs: Tensor | None, task: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         """Tokens (N, T, C) look at the images, with a task prompt (N, C) if given: tokens and rows of pixels (N, h w, C)."""
         prompt = self.sam.prompt_encoder
         if task is not None:
             embeddings = embeddings + task[:, :, None, None]
-        dense = prompt.no_mask_embed.weight[:, :, None, None] if mask_inputs is None else prompt.mask_downscaling(mask_inputs)
-        return self.sam.mask_decoder.transformer(embeddings + dense, self._position().expand(len(embeddings), -1, -1, -1), tokens)
+        dense = (
+            prompt.no_mask_embed.weight[:, :, None, None]
+            if mask_inputs is None
+            else prompt.mask_downscaling(mask_inputs)
+        )
+        return self.sam.mask_decoder.transformer(
+            embeddings + dense, self._position().expand(len(embeddings), -1, -1, -1), tokens
+        )
 
-    def _attend_fast(self, embeddings: Tensor, tokens: Tensor, mask_inputs: Tensor | None, task: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _attend_fast(
+        self, embeddings: Tensor, tokens: Tensor, mask_inputs: Tensor | None, task: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         """`_attend` by `sumlib.model.fast_decoder`."""
         prompt = self.sam.prompt_encoder
-        dense = prompt.no_mask_embed.weight[:, None] if mask_inputs is None else embed_masks(prompt, mask_inputs)
+        dense = (
+            prompt.no_mask_embed.weight[:, None] if mask_inputs is None else embed_masks(prompt, mask_inputs)
+        )
         if task is not None:
             dense = dense + task[:, None]
         image, position = (x.flatten(2).transpose(1, 2) for x in (embeddings, self._position()))
-        return attend(self.sam.mask_decoder.transformer, (image + dense).contiguous(), position.contiguous(), tokens)
+        return attend(
+            self.sam.mask_decoder.transformer, (image + dense).contiguous(), position.contiguous(), tokens
+        )
 
     def _position(self) -> Tensor:
         with torch.autocast(self.sam.device.type, enabled=False):
@@ -203,7 +258,9 @@ class SumPredictor(SamPredictor):
 
     def __init__(self, model: Sum):
         if model.hq:
-            raise ValueError("SumPredictor runs models in SAM's architecture; one in HQ-SAM's is used through Sum.encode and Sum.decode")
+            raise ValueError(
+                "SumPredictor runs models in SAM's architecture; one in HQ-SAM's is used through Sum.encode and Sum.decode"
+            )
         super().__init__(model.sam)
         self.task_prompt = model.task_prompt
 

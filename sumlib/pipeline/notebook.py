@@ -67,7 +67,10 @@ def code_of(path: Path) -> str:
 def code_and_modules(path: Path, root: Path = ROOT) -> str:
     """`code_of` a notebook, then a comment for each file of sumlib that it uses with the MD5 of its bytes."""
     code = code_of(path)
-    used = [f"# {file.as_posix()} {hashlib.md5((root / file).read_bytes()).hexdigest()}" for file in modules_used(code, root)]
+    used = [
+        f"# {file.as_posix()} {hashlib.md5((root / file).read_bytes()).hexdigest()}"
+        for file in modules_used(code, root)
+    ]
     return "\n".join([code, "# %% uses", *used]) + "\n"
 
 
@@ -89,7 +92,9 @@ def run(name: str, parameters: dict, output: Path, folder: Path = NOTEBOOKS) -> 
     Nothing is written to `output` before the run has succeeded; a failed notebook stays beside it as
     `<stem>.partial.ipynb`. Raises NotebookError.
     """
-    sys.modules.setdefault("rfc3987_syntax", None)  # jsonschema does without it, and importing it takes longer than all the rest of papermill
+    sys.modules.setdefault(
+        "rfc3987_syntax", None
+    )  # jsonschema does without it, and importing it takes longer than all the rest of papermill
     import papermill  # a second of import that `code` does not need
 
     source = notebook_path(name, folder)
@@ -101,9 +106,17 @@ def run(name: str, parameters: dict, output: Path, folder: Path = NOTEBOOKS) -> 
         os.environ.setdefault(key, value)
     try:
         papermill.execute_notebook(
-            source, _plain(partial), parameters, kernel_name="python3", progress_bar=False, cwd=ROOT,
-            stdout_file=sys.stdout, stderr_file=sys.stderr,
-            shutdown_kernel="immediate" if "DVC_STAGE" in os.environ else "graceful",  # saves 3 s a stage; the smoke profile cleans up at exit
+            source,
+            _plain(partial),
+            parameters,
+            kernel_name="python3",
+            progress_bar=False,
+            cwd=ROOT,
+            stdout_file=sys.stdout,
+            stderr_file=sys.stderr,
+            shutdown_kernel="immediate"
+            if "DVC_STAGE" in os.environ
+            else "graceful",  # saves 3 s a stage; the smoke profile cleans up at exit
         )
     except papermill.PapermillExecutionError as error:
         what = f"cell [{error.exec_count}] of {source.name}: {error.ename}: {error.evalue}"
@@ -147,13 +160,18 @@ def _merge_streams(outputs: list[dict]) -> list[dict]:
 def _clean(value):
     """`value` with machine paths and addresses replaced in every text; encoded images stay as they are."""
     if isinstance(value, dict):
-        return {key: item if key.startswith(("image/p", "image/j")) else _clean(item) for key, item in value.items()}
+        return {
+            key: item if key.startswith(("image/p", "image/j")) else _clean(item)
+            for key, item in value.items()
+        }
     if isinstance(value, list):
         return [_clean(item) for item in value]
     if not isinstance(value, str):
         return value
     for folder, shown in ((ROOT, "."), (Path(sys.prefix), "<env>"), (Path.home(), "~")):
-        value = re.sub(re.escape(str(folder)) + r"(?![\w.-])", shown, value) if folder != folder.parent else value
+        value = (
+            re.sub(re.escape(str(folder)) + r"(?![\w.-])", shown, value) if folder != folder.parent else value
+        )
     for pattern, shown in NOISE:
         value = pattern.sub(shown, value)
     return value
@@ -173,7 +191,9 @@ def _check_parameters(path: Path, parameters: dict) -> None:
 def _check_profile() -> None:
     """In a DVC stage the profile is the one of params.yaml: DVC does not see SUM_PROFILE and would cache a lie."""
     if "DVC_STAGE" in os.environ and os.environ.get("SUM_PROFILE"):
-        raise NotebookError(f"SUM_PROFILE is set; unset it and choose `profile:` in {PARAMS.name} for `dvc repro`")
+        raise NotebookError(
+            f"SUM_PROFILE is set; unset it and choose `profile:` in {PARAMS.name} for `dvc repro`"
+        )
 
 
 # ---- dependencies ----------------------------------------------------------------------------------------------------
@@ -190,12 +210,16 @@ def modules_used(code: str, root: Path = ROOT) -> list[Path]:
         if path not in found:
             found.add(path)
             queue += imported_modules((root / path).read_text(encoding="utf-8"), root, path)
-    return sorted(path for path in found if path.name != "__init__.py" or not _is_plain((root / path).read_text()))
+    return sorted(
+        path for path in found if path.name != "__init__.py" or not _is_plain((root / path).read_text())
+    )
 
 
 def imported_modules(code: str, root: Path = ROOT, path: Path | None = None) -> set[Path]:
     """Files of sumlib that `code` (of the module `path`) imports itself, relative to `root`."""
-    lines = ("" if line.lstrip().startswith(("%", "!")) else line for line in code.splitlines())  # IPython magics
+    lines = (
+        "" if line.lstrip().startswith(("%", "!")) else line for line in code.splitlines()
+    )  # IPython magics
     package = list(path.with_suffix("").parts[:-1]) if path else []
     found = set()
     for node in _runtime_nodes(ast.parse("\n".join(lines))):
@@ -264,10 +288,14 @@ def _literal(text: str):
 
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m sumlib.pipeline.notebook", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m sumlib.pipeline.notebook", description=__doc__.splitlines()[0]
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("code", help="write the code files of all notebooks")
-    commands.add_parser("run", help="execute a notebook").add_argument("name", help="notebook, without folder and .ipynb")
+    commands.add_parser("run", help="execute a notebook").add_argument(
+        "name", help="notebook, without folder and .ipynb"
+    )
     commands.choices["run"].add_argument("-p", nargs=2, action="append", default=[], metavar=("KEY", "VALUE"))
     commands.choices["run"].add_argument("--output", type=Path, required=True)
     options = parser.parse_args(arguments)

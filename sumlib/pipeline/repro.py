@@ -35,13 +35,17 @@ def out_of_date(root: Path = ROOT) -> networkx.DiGraph:
     """
     with contextlib.chdir(root), Repo() as repo:  # DVC names stages as seen from the working directory
         graph, changed = repo.index.graph, set(repo.status())
-        networkx.set_node_attributes(graph, {stage: (stage.meta or {}).get("cost", 1) for stage in graph}, "cost")
+        networkx.set_node_attributes(
+            graph, {stage: (stage.meta or {}).get("cost", 1) for stage in graph}, "cost"
+        )
         pipeline = networkx.relabel_nodes(graph, lambda stage: stage.addressing).reverse()
     below = set().union(*(networkx.descendants(pipeline, name) for name in changed))
     return pipeline.subgraph(changed | below).copy()
 
 
-def run_all(waiting: networkx.DiGraph, run: Callable[[str], None], jobs: int, finished: Callable[[str, float], None]) -> None:
+def run_all(
+    waiting: networkx.DiGraph, run: Callable[[str], None], jobs: int, finished: Callable[[str, float], None]
+) -> None:
     """``run`` every stage once those before it are done, ``jobs`` at a time, the costliest chain first; ``finished(name, seconds)`` after each.
 
     After a failure no further stage is started; those that run are waited for, and the first failure is raised.
@@ -49,7 +53,9 @@ def run_all(waiting: networkx.DiGraph, run: Callable[[str], None], jobs: int, fi
     waiting = waiting.copy()
     chain: dict[str, float] = {}  # cost of a stage and of those that wait for it, one after another
     for name in reversed(list(networkx.lexicographical_topological_sort(waiting))):
-        chain[name] = waiting.nodes[name].get("cost", 1) + max((chain[after] for after in waiting.successors(name)), default=0)
+        chain[name] = waiting.nodes[name].get("cost", 1) + max(
+            (chain[after] for after in waiting.successors(name)), default=0
+        )
     running: dict = {}
     with ThreadPoolExecutor(jobs) as pool:
         while waiting:
@@ -72,15 +78,29 @@ def repro(name: str, jobs: int, root: Path = ROOT) -> None:
     """`dvc repro` of this stage alone, one of ``jobs`` at a time that share the cores; StageError with its output if it fails."""
     command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", name]
     environment = os.environ | {"SUM_PROCESSES": str(max(1, processes() // jobs))}
-    done = subprocess.run(command, cwd=root, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
+    done = subprocess.run(
+        command,
+        cwd=root,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    )
     if done.returncode:
-        raise StageError(f"{done.stdout.strip()}\nerror: stage {name} failed (above is what it printed); repeat it with `dvc repro {name}`")
+        raise StageError(
+            f"{done.stdout.strip()}\nerror: stage {name} failed (above is what it printed); repeat it with `dvc repro {name}`"
+        )
 
 
 def main(arguments: list[str] | None = None, root: Path = ROOT) -> int:
     """Command line; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m sumlib.pipeline.repro", description=__doc__.splitlines()[0])
-    parser.add_argument("--jobs", type=int, default=1, help="stages at a time (default: 1, plain `dvc repro`)")
+    parser = argparse.ArgumentParser(
+        prog="python -m sumlib.pipeline.repro", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument(
+        "--jobs", type=int, default=1, help="stages at a time (default: 1, plain `dvc repro`)"
+    )
     jobs = parser.parse_args(arguments).jobs
     if jobs < 1:
         parser.error(f"--jobs must be 1 or more, got {jobs}")
@@ -100,7 +120,10 @@ def main(arguments: list[str] | None = None, root: Path = ROOT) -> int:
         return 1
     left = out_of_date(root) if stages else stages
     if left:
-        print(f"error: still out of date: {', '.join(left)}; something changed meanwhile, run it again", file=sys.stderr)
+        print(
+            f"error: still out of date: {', '.join(left)}; something changed meanwhile, run it again",
+            file=sys.stderr,
+        )
         return 1
     print("Data and pipelines are up to date.")
     return 0

@@ -22,7 +22,9 @@ def pseudo_labels(config: Config, folder: Path) -> Path:
     @torch.no_grad()
     def refine(embeddings: Tensor, logits: Tensor, boxes: Tensor, points: Tensor) -> Tensor:
         labels = torch.ones(len(points), 1, dtype=torch.long)
-        return model.decode(embeddings, points=points[:, None], labels=labels, boxes=boxes, mask_inputs=logits[:, None])[0][:, 0]
+        return model.decode(
+            embeddings, points=points[:, None], labels=labels, boxes=boxes, mask_inputs=logits[:, None]
+        )[0][:, 0]
 
     masks, output = folder / "masks.parquet", folder / "smoke.parquet"
     generate(model, images, config.pseudo_label, masks, progress=False)

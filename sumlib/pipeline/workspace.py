@@ -5,8 +5,8 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from sumlib.config.params import Config
 from sumlib.base.paths import ARTIFACTS, RESULTS
+from sumlib.config.params import Config
 
 
 def open_workspace(config: Config) -> tuple[Path, Path]:

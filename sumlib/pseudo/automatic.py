@@ -7,12 +7,17 @@ IoU passes.
 
 import numpy as np
 import torch
-from segment_anything.utils.amg import MaskData, batched_mask_to_box, build_point_grid, calculate_stability_score
+from segment_anything.utils.amg import (
+    MaskData,
+    batched_mask_to_box,
+    build_point_grid,
+    calculate_stability_score,
+)
 from torch import Tensor
 from torchvision.ops import batched_nms
 
-from sumlib.model.fast_decoder import attend, mask_features, unfold
 from sumlib.config.params import PseudoLabelConfig
+from sumlib.model.fast_decoder import attend, mask_features, unfold
 from sumlib.model.sum import Sum
 
 STEPS = ("candidates", "predicted_iou", "stability", "area", "nms")
@@ -43,7 +48,11 @@ class Tally:
 
     def record(self) -> dict:
         """JSON-ready."""
-        return {"images": self.images, "counts": self.counts, "histograms": {k: v.tolist() for k, v in self.histograms.items()}}
+        return {
+            "images": self.images,
+            "counts": self.counts,
+            "histograms": {k: v.tolist() for k, v in self.histograms.items()},
+        }
 
 
 class AutomaticMasks:
@@ -63,12 +72,20 @@ class AutomaticMasks:
         "iou_preds", "stability_score", "area" (M,). As SAM's, but without empty masks and those of ``config.max_area_fraction`` of
         the image or more.
         """
-        points = torch.from_numpy(build_point_grid(self.config.points_per_side) * (size[1], size[0])).to(embedding.device)
-        batch = self.batch or max(1, 2**22 // embedding.numel())  # 128 points for the micro model, 4 for SAM's
+        points = torch.from_numpy(build_point_grid(self.config.points_per_side) * (size[1], size[0])).to(
+            embedding.device
+        )
+        batch = self.batch or max(
+            1, 2**22 // embedding.numel()
+        )  # 128 points for the micro model, 4 for SAM's
         data = MaskData()
         for chunk in points.split(batch):
             data.cat(self._candidates(embedding, chunk, size))
-        data.filter(batched_nms(data["boxes"], data["iou_preds"], torch.zeros(len(data["boxes"])), self.config.nms_thresh))
+        data.filter(
+            batched_nms(
+                data["boxes"], data["iou_preds"], torch.zeros(len(data["boxes"])), self.config.nms_thresh
+            )
+        )
         self.tally.add("nms", len(data["low"]))
         self.tally.images += 1
         return data
@@ -78,7 +95,9 @@ class AutomaticMasks:
         config, tally = self.config, self.tally
         found = self._decode(embedding, points, size)
         logits = self.model.upscale(found["low"][:, None], size)[:, 0]  # (N, H, W)
-        found["stability_score"] = calculate_stability_score(logits, self.model.sam.mask_threshold, config.stability_offset)
+        found["stability_score"] = calculate_stability_score(
+            logits, self.model.sam.mask_threshold, config.stability_offset
+        )
         found["masks"] = logits > self.model.sam.mask_threshold
         tally.judge("stability", found["stability_score"])
         if config.stability_thresh > 0:
@@ -92,12 +111,22 @@ class AutomaticMasks:
 
     def _decode(self, embedding: Tensor, points: Tensor, size: tuple[int, int]) -> MaskData:
         """The multi-mask outputs of single points (P, 2) that pass the predicted-IoU filter, point by point; as `Sum.decode`."""
-        prompt, decoder, least = self.model.sam.prompt_encoder, self.model.sam.mask_decoder, self.config.pred_iou_thresh
+        prompt, decoder, least = (
+            self.model.sam.prompt_encoder,
+            self.model.sam.mask_decoder,
+            self.config.pred_iou_thresh,
+        )
         coordinates = self.model.to_input_frame(points, size)[:, None]
-        sparse, dense = prompt(points=(coordinates, torch.ones_like(coordinates[..., 0], dtype=torch.long)), boxes=None, masks=None)
+        sparse, dense = prompt(
+            points=(coordinates, torch.ones_like(coordinates[..., 0], dtype=torch.long)),
+            boxes=None,
+            masks=None,
+        )
         outputs = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
         tokens = torch.cat([outputs.expand(len(points), -1, -1), sparse], 1)  # (P, 7, C)
-        image, position = (x.flatten(2).transpose(1, 2).contiguous() for x in (embedding + dense[:1], prompt.get_dense_pe()))  # (1, h w, C)
+        image, position = (
+            x.flatten(2).transpose(1, 2).contiguous() for x in (embedding + dense[:1], prompt.get_dense_pe())
+        )  # (1, h w, C)
         hidden, source = attend(decoder.transformer, image, position, tokens)
         scores = decoder.iou_prediction_head(hidden[:, 0])[:, 1:]  # (P, 3)
         keep = scores > least if least > 0 else torch.ones_like(scores, dtype=torch.bool)
@@ -105,7 +134,13 @@ class AutomaticMasks:
         self.tally.judge("predicted_iou", scores)
         self.tally.add("predicted_iou", int(keep.sum()))
         some = keep.any(1)
-        kernels = torch.stack([mlp(hidden[some, k]) for k, mlp in enumerate(decoder.output_hypernetworks_mlps, start=1)][1:], 1)
-        logits = mask_features(decoder, source[some]) @ kernels.transpose(1, 2)  # of three outputs, cell by cell
+        kernels = torch.stack(
+            [mlp(hidden[some, k]) for k, mlp in enumerate(decoder.output_hypernetworks_mlps, start=1)][1:], 1
+        )
+        logits = mask_features(decoder, source[some]) @ kernels.transpose(
+            1, 2
+        )  # of three outputs, cell by cell
         low = unfold(logits, embedding.shape[2:])[keep[some]]  # (N, 4h, 4w)
-        return MaskData(low=low, iou_preds=scores[keep], points=points.float()[:, None].expand(-1, 3, -1)[keep])
+        return MaskData(
+            low=low, iou_preds=scores[keep], points=points.float()[:, None].expand(-1, 3, -1)[keep]
+        )

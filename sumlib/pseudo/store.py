@@ -22,20 +22,29 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
+from sumlib.base.masks import resized, rle_decode, rle_encode
 from sumlib.base.progress import with_bar
 from sumlib.config.params import PseudoLabelConfig
 from sumlib.data.dataset import Dataset, Sample
-from sumlib.base.masks import resized, rle_decode, rle_encode
 from sumlib.model.sum import Sum
 from sumlib.pseudo.automatic import AutomaticMasks, Tally
 
 BLOCK = 16  # images in a row group, and in a part that a killed run does not repeat
-SCHEMA = pa.schema([
-    ("image", pa.string()), ("point_x", pa.float32()), ("point_y", pa.float32()),
-    *((f"box_{corner}", pa.float32()) for corner in ("x0", "y0", "x1", "y1")),
-    ("predicted_iou", pa.float32()), ("stability", pa.float32()), ("area", pa.int32()), ("size_h", pa.int32()), ("size_w", pa.int32()),
-    ("mask_rle", pa.string()), ("logits_png", pa.binary()),
-])  # fmt: skip
+SCHEMA = pa.schema(
+    [
+        ("image", pa.string()),
+        ("point_x", pa.float32()),
+        ("point_y", pa.float32()),
+        *((f"box_{corner}", pa.float32()) for corner in ("x0", "y0", "x1", "y1")),
+        ("predicted_iou", pa.float32()),
+        ("stability", pa.float32()),
+        ("area", pa.int32()),
+        ("size_h", pa.int32()),
+        ("size_w", pa.int32()),
+        ("mask_rle", pa.string()),
+        ("logits_png", pa.binary()),
+    ]
+)
 REFINED = SCHEMA.append(pa.field("refined_png", pa.binary()))
 Refine = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 """`sumlib.refiner.module.refine` of a refiner: embeddings, logits, boxes and points of N masks -> refined logits."""
@@ -64,8 +73,14 @@ def map_logits(values: Tensor) -> Tensor:
 
 
 def generate(
-    model: Sum, images: Dataset, config: PseudoLabelConfig, output: Path, *, parts: Path | None = None, progress: bool = True,
-) -> Tally:  # fmt: skip
+    model: Sum,
+    images: Dataset,
+    config: PseudoLabelConfig,
+    output: Path,
+    *,
+    parts: Path | None = None,
+    progress: bool = True,
+) -> Tally:
     """Write the automatic masks of ``images`` (the first ``config.limit_images``) to ``output``; returns what the filters dropped.
 
     Finished row groups are kept in the folder ``parts`` (beside ``output`` by default) until the file is complete: a run that was
@@ -104,19 +119,31 @@ def _rows(model: Sum, samples: list[Sample], find: AutomaticMasks) -> Iterator[d
         for k, png in enumerate(encode_map(found["low"])):
             x0, y0, x1, y1 = found["boxes"][k].tolist()
             yield {
-                "image": sample.name, "point_x": found["points"][k, 0].item(), "point_y": found["points"][k, 1].item(),
-                "box_x0": x0, "box_y0": y0, "box_x1": x1, "box_y1": y1, "predicted_iou": found["iou_preds"][k].item(),
-                "stability": found["stability_score"][k].item(), "area": int(found["area"][k]), "size_h": size[0], "size_w": size[1],
-                "mask_rle": rle_encode(found["masks"][k].numpy())["counts"], "logits_png": png,
-            }  # fmt: skip
+                "image": sample.name,
+                "point_x": found["points"][k, 0].item(),
+                "point_y": found["points"][k, 1].item(),
+                "box_x0": x0,
+                "box_y0": y0,
+                "box_x1": x1,
+                "box_y1": y1,
+                "predicted_iou": found["iou_preds"][k].item(),
+                "stability": found["stability_score"][k].item(),
+                "area": int(found["area"][k]),
+                "size_h": size[0],
+                "size_w": size[1],
+                "mask_rle": rle_encode(found["masks"][k].numpy())["counts"],
+                "logits_png": png,
+            }
 
 
 @torch.no_grad()
 def encode_block(model: Sum, samples: Sequence[Sample]) -> Tensor:
     """Embeddings (B, C, h, w) float32 of images, as many at once as make one image of SAM's size: 16 and more of micro ones."""
-    together = max(1, 1024**2 // model.sam.image_encoder.img_size ** 2)
+    together = max(1, 1024**2 // model.sam.image_encoder.img_size**2)
     pixels = [model.preprocess(sample.image) for sample in samples]
-    return torch.cat([model.encode(torch.stack(pixels[k : k + together])).float() for k in range(0, len(pixels), together)])
+    return torch.cat(
+        [model.encode(torch.stack(pixels[k : k + together])).float() for k in range(0, len(pixels), together)]
+    )
 
 
 def _fingerprint(model: Sum, config: PseudoLabelConfig) -> str:
@@ -147,7 +174,9 @@ def _write(path: Path, schema: pa.Schema, tables: "Iterator[pa.Table] | list[pa.
     os.replace(temporary, path)
 
 
-def add_uncertainty(source: Path, output: Path, model: Sum, refine: Refine, images: Dataset, *, progress: bool = True) -> None:
+def add_uncertainty(
+    source: Path, output: Path, model: Sum, refine: Refine, images: Dataset, *, progress: bool = True
+) -> None:
     """Copy the masks of ``source`` to ``output`` with their refined maps, a row group at a time.
 
     ``refine`` is given each mask's logits as kept (8 bit), its box and its point. Raises ValueError if an image is not among
@@ -162,9 +191,14 @@ def add_uncertainty(source: Path, output: Path, model: Sum, refine: Refine, imag
             table = file.read_row_group(group)
             names = list(dict.fromkeys(table["image"].to_pylist()))
             if strange := [name for name in names if name not in numbers]:
-                raise ValueError(f"{source}: image {strange[0]!r} is not in {images.name}; run `dvc repro pseudo_label` again")
+                raise ValueError(
+                    f"{source}: image {strange[0]!r} is not in {images.name}; run `dvc repro pseudo_label` again"
+                )
             samples = [images[numbers[name]] for name in names]
-            yield table.append_column(REFINED.field("refined_png"), pa.array(_refined_maps(model, refine, table, samples), pa.binary()))
+            yield table.append_column(
+                REFINED.field("refined_png"),
+                pa.array(_refined_maps(model, refine, table, samples), pa.binary()),
+            )
 
     _write(output, REFINED.with_metadata(file.schema_arrow.metadata), refined())
 
@@ -173,14 +207,21 @@ def _refined_maps(model: Sum, refine: Refine, table: pa.Table, samples: list[Sam
     embeddings = encode_block(model, samples)
     place = {sample.name: b for b, sample in enumerate(samples)}
     image = torch.tensor([place[name] for name in table["image"].to_pylist()])
-    logits = map_logits(torch.from_numpy(np.stack([decode_map(png) for png in table["logits_png"].to_pylist()])))
-    columns = [torch.tensor(table[name].to_numpy()) for name in ("point_x", "point_y", "box_x0", "box_y0", "box_x1", "box_y1")]
+    logits = map_logits(
+        torch.from_numpy(np.stack([decode_map(png) for png in table["logits_png"].to_pylist()]))
+    )
+    columns = [
+        torch.tensor(table[name].to_numpy())
+        for name in ("point_x", "point_y", "box_x0", "box_y0", "box_x1", "box_y1")
+    ]
     xy = torch.stack(columns, 1).view(-1, 3, 2)  # (N, 3, 2): point and both corners of the box
     sizes = [sample.image.shape[:2] for sample in samples]
     xy = torch.cat([model.to_input_frame(one[None], sizes[b]) for one, b in zip(xy, image.tolist())])
     maps, batch = [], max(1, 2**22 // embeddings[0].numel())
     for rows in torch.arange(len(image)).split(batch):
-        maps += encode_map(refine(embeddings[image[rows]], logits[rows], xy[rows, 1:].flatten(1), xy[rows, 0]))
+        maps += encode_map(
+            refine(embeddings[image[rows]], logits[rows], xy[rows, 1:].flatten(1), xy[rows, 0])
+        )
     return maps
 
 
@@ -215,7 +256,9 @@ class PseudoLabels:
     or ValueError if the file is broken or, with ``refined``, has no refined maps.
     """
 
-    def __init__(self, path: Path, *, refined: bool = True, certainty: str = "refinement", memory: int = 2**30):
+    def __init__(
+        self, path: Path, *, refined: bool = True, certainty: str = "refinement", memory: int = 2**30
+    ):
         if certainty not in ("refinement", "confidence"):
             raise ValueError(f"no certainty {certainty!r}; known are refinement and confidence")
         self.path, self.left, self.kept, self.certainty = Path(path), memory, {}, certainty
@@ -256,8 +299,14 @@ class PseudoLabels:
         for name in dict.fromkeys(names.tolist()):
             rows = np.flatnonzero(names == name)
             own = table.take(rows)
-            numbers = {key: own[key].to_numpy() for key in own.column_names if key not in ("image", "mask_rle", "logits_png", "refined_png")}
-            maps = own["logits_png"].to_pylist() + (own["refined_png"].to_pylist() if self.has_refined else [])
+            numbers = {
+                key: own[key].to_numpy()
+                for key in own.column_names
+                if key not in ("image", "mask_rle", "logits_png", "refined_png")
+            }
+            maps = own["logits_png"].to_pylist() + (
+                own["refined_png"].to_pylist() if self.has_refined else []
+            )
             found[name] = {**numbers, "rles": own["mask_rle"].to_pylist(), "maps": maps}
         return found
 
@@ -266,13 +315,22 @@ class PseudoLabels:
         masks = np.stack([rle_decode({"size": size, "counts": counts}) for counts in item["rles"]])
         refined = certainty = None
         if self.has_refined:
-            maps = np.stack([decode_map(png) for png in item["maps"]]).reshape(2, len(masks), *decode_map(item["maps"][0]).shape)
+            maps = np.stack([decode_map(png) for png in item["maps"]]).reshape(
+                2, len(masks), *decode_map(item["maps"][0]).shape
+            )
             s, r = (_full_size(values, size) for values in maps)
             refined = r >= 127.5
             certainty = 1 - np.abs(s - r) / 255 if self.certainty == "refinement" else np.abs(2 * s / 255 - 1)
-        column = lambda *names: np.stack([item[name] for name in names], 1)  # noqa: E731
-        return Label(masks, refined, certainty, column("point_x", "point_y"), column("box_x0", "box_y0", "box_x1", "box_y1"),
-                     item["predicted_iou"], item["stability"])  # fmt: skip
+        column = lambda *names: np.stack([item[name] for name in names], 1)
+        return Label(
+            masks,
+            refined,
+            certainty,
+            column("point_x", "point_y"),
+            column("box_x0", "box_y0", "box_x1", "box_y1"),
+            item["predicted_iou"],
+            item["stability"],
+        )
 
 
 def _full_size(values: np.ndarray, size: list[int]) -> np.ndarray:
@@ -285,11 +343,17 @@ def _full_size(values: np.ndarray, size: list[int]) -> np.ndarray:
 def _open(path: Path) -> pq.ParquetFile:
     """The Parquet file, or an error that names it and the remedy."""
     if not Path(path).is_file():
-        raise FileNotFoundError(f"{path}: no pseudo-labels there; run `dvc repro pseudo_label` and `dvc repro uncertainty`")
+        raise FileNotFoundError(
+            f"{path}: no pseudo-labels there; run `dvc repro pseudo_label` and `dvc repro uncertainty`"
+        )
     try:
         file = pq.ParquetFile(path)
     except pa.ArrowInvalid as error:
-        raise ValueError(f"{path}: not a complete Parquet file ({error}); run `dvc repro pseudo_label` again") from None
+        raise ValueError(
+            f"{path}: not a complete Parquet file ({error}); run `dvc repro pseudo_label` again"
+        ) from None
     if missing := set(SCHEMA.names) - set(file.schema_arrow.names):
-        raise ValueError(f"{path}: lacks the columns {', '.join(sorted(missing))}; run `dvc repro pseudo_label` again")
+        raise ValueError(
+            f"{path}: lacks the columns {', '.join(sorted(missing))}; run `dvc repro pseudo_label` again"
+        )
     return file

@@ -7,9 +7,9 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from sumlib.base.masks import mask_box
 from sumlib.base.progress import with_bar
 from sumlib.data.dataset import Sample
-from sumlib.base.masks import mask_box
 from sumlib.metrics import boundary_iou, mask_iou
 from sumlib.model.sum import Sum
 from sumlib.refiner.module import Refiner, refine
@@ -20,9 +20,15 @@ from sumlib.uncertainty import certainty_map
 
 @torch.no_grad()
 def measure_refinement(
-    model: Sum, refiner: Refiner, levels: Mapping[str, Sequence[Sample]], *, prompt: str = "point", threshold: float = 0.6, bins: int = 20,
+    model: Sum,
+    refiner: Refiner,
+    levels: Mapping[str, Sequence[Sample]],
+    *,
+    prompt: str = "point",
+    threshold: float = 0.6,
+    bins: int = 20,
     progress: bool = True,
-) -> dict:  # fmt: skip
+) -> dict:
     """SAM's masks before and after refinement, and how often a pixel of SAM's mask is right given its certainty (JSON-ready).
 
     Each human mask is prompted once (`before_and_after`), SAM's best of three outputs is refined; no filter.
@@ -32,7 +38,9 @@ def measure_refinement(
     """
     found, counts, hist = {}, {}, np.zeros((2, bins), np.int64)
     for level, samples in levels.items():
-        rows: dict[str, list] = {key: [] for key in ("image", "sam_iou", "refined_iou", "sam_biou", "refined_biou")}
+        rows: dict[str, list] = {
+            key: [] for key in ("image", "sam_iou", "refined_iou", "sam_biou", "refined_biou")
+        }
         for sample in with_bar(samples, f"measure {level}", progress):
             target = torch.from_numpy(sample.masks)
             before, after = before_and_after(model, refiner, sample, target, prompt)
@@ -45,17 +53,29 @@ def measure_refinement(
             each = [sure.sum(), (sure & correct).sum(), (~sure).sum(), (~sure & correct).sum()]
             counts[sample.name] = counts.get(sample.name, 0) + np.array([int(count) for count in each])
             place = (certainty.flatten() * bins).long().clamp(max=bins - 1)
-            hist += np.stack([np.bincount(place[chosen], minlength=bins) for chosen in (slice(None), correct.flatten())])
-        found[level] = {key: [v if isinstance(v, str) else round(v, 6) for v in values] for key, values in rows.items()}
+            hist += np.stack(
+                [np.bincount(place[chosen], minlength=bins) for chosen in (slice(None), correct.flatten())]
+            )
+        found[level] = {
+            key: [v if isinstance(v, str) else round(v, 6) for v in values] for key, values in rows.items()
+        }
     names = ("certain", "certain_correct", "uncertain", "uncertain_correct")
     certain = {name: [int(count[k]) for count in counts.values()] for k, name in enumerate(names)}
     edges = [round(k / bins, 6) for k in range(bins + 1)]
-    shown = [{"low": edges[k], "high": edges[k + 1], "pixels": int(hist[0, k]), "correct": int(hist[1, k])} for k in range(bins)]
-    return {"levels": found, "certainty": {"threshold": threshold, "image": list(counts), **certain, "bins": shown}}
+    shown = [
+        {"low": edges[k], "high": edges[k + 1], "pixels": int(hist[0, k]), "correct": int(hist[1, k])}
+        for k in range(bins)
+    ]
+    return {
+        "levels": found,
+        "certainty": {"threshold": threshold, "image": list(counts), **certain, "bins": shown},
+    }
 
 
 @torch.no_grad()
-def before_and_after(model: Sum, refiner: Refiner, sample: Sample, target: Tensor, prompt: str = "point") -> tuple[Tensor, Tensor]:
+def before_and_after(
+    model: Sum, refiner: Refiner, sample: Sample, target: Tensor, prompt: str = "point"
+) -> tuple[Tensor, Tensor]:
     """SAM's and refined logits (M, H, W) of each mask of ``target`` (M, H, W) bool; SAM's output that agrees best with it.
 
     ``prompt``: "point" is the first click of METHOD section 8, "box" the box of the target. The refiner needs a point that produced the mask;
@@ -68,9 +88,13 @@ def before_and_after(model: Sum, refiner: Refiner, sample: Sample, target: Tenso
     embeddings = model.encode(pixels).float().expand(len(target), -1, -1, -1)
     if prompt == "point":
         points = model.to_input_frame(first_click(target).float(), size)
-        low, _ = model.decode(embeddings, points=points[:, None], labels=torch.ones(len(target), 1, dtype=torch.long))
+        low, _ = model.decode(
+            embeddings, points=points[:, None], labels=torch.ones(len(target), 1, dtype=torch.long)
+        )
     else:
-        low, _ = model.decode(embeddings, boxes=model.to_input_frame(mask_box(target).view(-1, 2, 2), size).flatten(1))
+        low, _ = model.decode(
+            embeddings, boxes=model.to_input_frame(mask_box(target).view(-1, 2, 2), size).flatten(1)
+        )
     full = model.upscale(low[:, 1:], size)  # (M, 3, H, W)
     best = torch.stack([mask_iou(full[:, k] > 0, target) for k in range(3)], 1).argmax(1)
     masks = full[rows, best] > 0
@@ -86,7 +110,9 @@ def before_and_after(model: Sum, refiner: Refiner, sample: Sample, target: Tenso
     return full[rows, best], model.upscale(refined[:, None], size)[:, 0]
 
 
-def changes(measured: Mapping[str, Mapping[str, Mapping]], groups: Mapping[str, Sequence[str]], *, draws: int = 2000) -> pd.DataFrame:
+def changes(
+    measured: Mapping[str, Mapping[str, Mapping]], groups: Mapping[str, Sequence[str]], *, draws: int = 2000
+) -> pd.DataFrame:
     """What refinement does by task group, in points: name, metric, task, sam, refined, difference, low, high (95 %), worse (% of the masks).
 
     ``measured[name][data set]`` is a level of `measure_refinement`; ``groups`` {task group: its data sets}, to which "all" is added. Means are over
@@ -101,11 +127,28 @@ def changes(measured: Mapping[str, Mapping[str, Mapping]], groups: Mapping[str, 
             for group, datasets in groups.items():
                 resampled, sam, refined, worse = [], [], [], []
                 for dataset in datasets:
-                    before, after = (100 * np.array(by_set[dataset][f"{who}_{key}"]) for who in ("sam", "refined"))
+                    before, after = (
+                        100 * np.array(by_set[dataset][f"{who}_{key}"]) for who in ("sam", "refined")
+                    )
                     resampled.append(draw[dataset](after - before, by_set[dataset]["image"]))
-                    for means, value in ((sam, before.mean()), (refined, after.mean()), (worse, 100 * (after < before).mean())):
+                    for means, value in (
+                        (sam, before.mean()),
+                        (refined, after.mean()),
+                        (worse, 100 * (after < before).mean()),
+                    ):
                         means.append(value)
                 change = interval(np.mean(refined) - np.mean(sam), np.mean(resampled, 0))
-                rows.append({"name": name, "metric": metric, "task": group, "sam": np.mean(sam), "refined": np.mean(refined), "difference": change.value,
-                             "low": change.low, "high": change.high, "worse": np.mean(worse)})  # fmt: skip
+                rows.append(
+                    {
+                        "name": name,
+                        "metric": metric,
+                        "task": group,
+                        "sam": np.mean(sam),
+                        "refined": np.mean(refined),
+                        "difference": change.value,
+                        "low": change.low,
+                        "high": change.high,
+                        "worse": np.mean(worse),
+                    }
+                )
     return pd.DataFrame(rows)

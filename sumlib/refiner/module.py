@@ -19,15 +19,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from sumlib.base.masks import resized
 from sumlib.base.progress import with_bar
 from sumlib.config.params import RefineConfig
 from sumlib.data.dataset import Sample
 from sumlib.losses import dice_loss, focal_loss
-from sumlib.base.masks import resized
 from sumlib.metrics import boundary_iou, mask_iou
 from sumlib.model.sum import Sum, decoder_copy
-from sumlib.train.loop import load_checkpoint, save_checkpoint
 from sumlib.refiner.pairs import HumanImages, Pairs, make_pairs
+from sumlib.train.loop import load_checkpoint, save_checkpoint
 
 LOGIT_LIMIT = math.log(254.5 / 0.5)
 """Mask prompts are clamped to this magnitude: the largest logit that survives the 8-bit maps of pseudo-labels."""
@@ -57,7 +57,9 @@ class Refiner(nn.Module):
         """The embeddings (B, C, h, w) that `forward` looks at, given SAM's; ``pixels()`` are the images (B, 3, S, S) themselves: SAM's."""
         return embeddings
 
-    def forward(self, embeddings: Tensor, logits: Tensor, boxes: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, embeddings: Tensor, logits: Tensor, boxes: Tensor, points: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """N masks to refine -> their refined low-resolution logits (N, 4h, 4w) and predicted IoU (N,).
 
         ``embeddings`` (N, C, h, w) of `embed`; ``logits`` (N, 4h, 4w), SAM's low-resolution logits; ``boxes`` (N, 4)
@@ -76,7 +78,11 @@ class Refiner(nn.Module):
     def trained(self) -> dict[str, Tensor]:
         """The weights that make the refiner, by name."""
         names = ("network.sam.prompt_encoder.", "network.sam.mask_decoder.")
-        return {name.removeprefix("network.sam."): value for name, value in self.state_dict().items() if name.startswith(names)}
+        return {
+            name.removeprefix("network.sam."): value
+            for name, value in self.state_dict().items()
+            if name.startswith(names)
+        }
 
 
 @torch.no_grad()
@@ -90,7 +96,9 @@ def save_refiner(path: Path, refiner: Refiner, metadata: Mapping) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
     tensors = {name: value.contiguous() for name, value in refiner.trained().items()}
-    save_file(tensors, temporary, {"refiner": json.dumps(metadata, sort_keys=True)})  # one key: safetensors shuffles several
+    save_file(
+        tensors, temporary, {"refiner": json.dumps(metadata, sort_keys=True)}
+    )  # one key: safetensors shuffles several
     os.replace(temporary, path)
 
 
@@ -108,7 +116,7 @@ def load_refiner(path: Path, model: Sum) -> tuple[Refiner, dict]:
     except SafetensorError as error:
         raise ValueError(f"{path}: not a complete safetensors file ({error}); {remedy}") from None
     refiner = Refiner.of(model)
-    shapes = lambda state: {name: tuple(value.shape) for name, value in state.items()}  # noqa: E731
+    shapes = lambda state: {name: tuple(value.shape) for name, value in state.items()}
     if shapes(tensors) != shapes(refiner.trained()):
         raise ValueError(f"{path}: a refiner of another architecture than the foundation model; {remedy}")
     refiner.network.sam.load_state_dict(tensors, strict=False)
@@ -116,9 +124,18 @@ def load_refiner(path: Path, model: Sum) -> tuple[Refiner, dict]:
 
 
 def train_refiner(
-    model: Sum, samples: Sequence[Sample], config: RefineConfig, *, generator: torch.Generator, progress: bool = True, memory: int = 2**30,
-    refiner: Refiner | None = None, make: Callable[..., Pairs] = make_pairs, resume: Path | None = None, mark: str = "",
-) -> tuple[Refiner, pd.DataFrame]:  # fmt: skip
+    model: Sum,
+    samples: Sequence[Sample],
+    config: RefineConfig,
+    *,
+    generator: torch.Generator,
+    progress: bool = True,
+    memory: int = 2**30,
+    refiner: Refiner | None = None,
+    make: Callable[..., Pairs] = make_pairs,
+    resume: Path | None = None,
+    mark: str = "",
+) -> tuple[Refiner, pd.DataFrame]:
     """Train a copy of the foundation ``model``'s decoder on human masks; the state that is best on held-out masks is kept.
 
     ``samples`` are human-annotated; a share of ``config.holdout`` is kept out of training. Best is the largest sum of mean IoU and
@@ -129,11 +146,16 @@ def train_refiner(
     another ``mark`` (say what `train.fingerprint` makes of the inputs) is not used. Raises ValueError if none of SAM's masks passes the filters.
     """
     model.eval()
-    pool, order = HumanImages(model, samples, memory, make), torch.randperm(len(samples), generator=generator).tolist()
+    pool, order = (
+        HumanImages(model, samples, memory, make),
+        torch.randperm(len(samples), generator=generator).tolist(),
+    )
     held = max(1, round(config.holdout * len(order))) if config.holdout else 0
     train, kept_out = order[held:], order[:held]
     if not train:
-        raise ValueError(f"{len(samples)} human images leave none to train the refiner on; lower refine.holdout in params.yaml")
+        raise ValueError(
+            f"{len(samples)} human images leave none to train the refiner on; lower refine.holdout in params.yaml"
+        )
     held_out = _held_out(pool, kept_out, config, generator)
     refiner = (refiner or Refiner.of(model)).train()
     parameters = [p for p in refiner.parameters() if p.requires_grad]
@@ -150,7 +172,9 @@ def train_refiner(
     else:
         log = [{"step": 0, "loss": math.nan, **_score(refiner, pool, held_out)}]
         best = deepcopy(refiner.state_dict())
-    for step in with_bar(range(done + 1, config.iterations + 1), "refiner", progress, config.iterations, done):
+    for step in with_bar(
+        range(done + 1, config.iterations + 1), "refiner", progress, config.iterations, done
+    ):
         numbers, embeddings, pairs = _draw(pool, train, config, generator)
         loss = refinement_loss(refiner, refiner.embed(embeddings, partial(pool.pixels, numbers)), pairs)
         loss.backward()
@@ -166,8 +190,18 @@ def train_refiner(
                 best = deepcopy(refiner.state_dict())
             log.append(row)
             if resume and step < config.iterations:
-                save_checkpoint(resume, mark, step, refiner=refiner.state_dict(), optimiser=optimiser.state_dict(), schedule=schedule.state_dict(),
-                                generator=generator.get_state(), read=pool.read, log=log, best=best)  # fmt: skip
+                save_checkpoint(
+                    resume,
+                    mark,
+                    step,
+                    refiner=refiner.state_dict(),
+                    optimiser=optimiser.state_dict(),
+                    schedule=schedule.state_dict(),
+                    generator=generator.get_state(),
+                    read=pool.read,
+                    log=log,
+                    best=best,
+                )
     refiner.load_state_dict(best)
     if resume:
         resume.unlink(missing_ok=True)
@@ -179,7 +213,11 @@ def refinement_loss(refiner: Refiner, embeddings: Tensor, pairs: Pairs) -> Tenso
     low, score = refiner(embeddings[pairs.image], pairs.logits, pairs.boxes, pairs.points)
     logits = resized(low[:, None].float(), pairs.target.shape[-2:])[:, 0]
     actual = mask_iou(logits.detach() > 0, pairs.target)
-    return (FOCAL * focal_loss(logits, pairs.target) + DICE * dice_loss(logits, pairs.target) + IOU * (score.float() - actual) ** 2).mean()
+    return (
+        FOCAL * focal_loss(logits, pairs.target)
+        + DICE * dice_loss(logits, pairs.target)
+        + IOU * (score.float() - actual) ** 2
+    ).mean()
 
 
 def _speed(step: int, iterations: int) -> float:
@@ -188,13 +226,20 @@ def _speed(step: int, iterations: int) -> float:
     return warm * 0.5 * (1 + math.cos(math.pi * step / iterations))
 
 
-def _draw(pool: HumanImages, train: list[int], config: RefineConfig, generator: torch.Generator, tries: int = 50) -> tuple[list[int], Tensor, Pairs]:
+def _draw(
+    pool: HumanImages, train: list[int], config: RefineConfig, generator: torch.Generator, tries: int = 50
+) -> tuple[list[int], Tensor, Pairs]:
     """Numbers, embeddings and pairs of random images, drawn until ``images`` x ``masks_per_image`` have passed the filters, at most ``tries`` times."""
     wanted, drawn, embeddings, parts, count = config.images * config.masks_per_image, [], [], [], 0
     for attempt in range(tries):
         numbers = [train[int(i)] for i in torch.randint(len(train), (config.images,), generator=generator)]
         embedding, pairs = pool.pairs(numbers, config.masks_per_image, config, generator)
-        parts.append(Pairs(pairs.image + len(drawn), *(getattr(pairs, name) for name in ("logits", "boxes", "points", "target", "masks"))))
+        parts.append(
+            Pairs(
+                pairs.image + len(drawn),
+                *(getattr(pairs, name) for name in ("logits", "boxes", "points", "target", "masks")),
+            )
+        )
         embeddings.append(embedding)
         drawn, count = drawn + numbers, count + len(pairs)
         if count >= wanted or (count and attempt >= 3):
@@ -204,11 +249,15 @@ def _draw(pool: HumanImages, train: list[int], config: RefineConfig, generator: 
             f"none of SAM's masks of {len(drawn)} human images passes the refiner's filters; lower refine.pred_iou_thresh "
             "or refine.stability_thresh in params.yaml"
         )
-    merged = Pairs(*(torch.cat([getattr(part, name) for part in parts]) for name in Pairs.__dataclass_fields__))
+    merged = Pairs(
+        *(torch.cat([getattr(part, name) for part in parts]) for name in Pairs.__dataclass_fields__)
+    )
     return drawn, torch.cat(embeddings), merged[torch.arange(min(count, wanted))]
 
 
-def _held_out(pool: HumanImages, numbers: list[int], config: RefineConfig, generator: torch.Generator) -> list[tuple[list[int], Pairs]]:
+def _held_out(
+    pool: HumanImages, numbers: list[int], config: RefineConfig, generator: torch.Generator
+) -> list[tuple[list[int], Pairs]]:
     """Fixed pairs of the held-out images, in chunks of images."""
     chunks, count = [], 0
     for start in range(0, len(numbers), config.images):
@@ -230,7 +279,12 @@ def _score(refiner: Refiner, pool: HumanImages, held_out: list[tuple[list[int], 
             embeddings = refiner.embed(embeddings, partial(pool.pixels, numbers))
         low = refine(refiner, embeddings[pairs.image], pairs.logits, pairs.boxes, pairs.points)
         refined = (resized(low[:, None], pairs.target.shape[-2:])[:, 0] > 0) & inside[pairs.image]
-        rows.append(torch.stack([f(mask, pairs.target) for mask in (pairs.masks, refined) for f in (mask_iou, boundary_iou)], 1))
+        rows.append(
+            torch.stack(
+                [f(mask, pairs.target) for mask in (pairs.masks, refined) for f in (mask_iou, boundary_iou)],
+                1,
+            )
+        )
     refiner.train()
     return dict(zip(("sam_iou", "sam_biou", "iou", "biou"), torch.cat(rows).mean(0).tolist()))
 

@@ -12,9 +12,9 @@ import torch
 from segment_anything.utils.amg import calculate_stability_score
 from torch import Tensor
 
+from sumlib.base.masks import framed, mask_box, resized
 from sumlib.config.params import RefineConfig
 from sumlib.data.dataset import Sample
-from sumlib.base.masks import framed, mask_box, resized
 from sumlib.metrics import mask_iou
 from sumlib.model.sum import Sum
 from sumlib.sampler import sample_point
@@ -46,9 +46,15 @@ class Pairs:
 
 @torch.no_grad()
 def make_pairs(
-    model: Sum, embeddings: Tensor, image: Tensor, target: Tensor, config: RefineConfig, *, generator: torch.Generator,
+    model: Sum,
+    embeddings: Tensor,
+    image: Tensor,
+    target: Tensor,
+    config: RefineConfig,
+    *,
+    generator: torch.Generator,
     inside: Tensor | None = None,
-) -> Pairs:  # fmt: skip
+) -> Pairs:
     """SAM's best mask for one random point of each human mask, where it is good enough to be a pseudo-label.
 
     ``embeddings`` (B, C, h, w), ``image`` (N,) index into them, ``target`` (N, S, S) bool, not empty, ``inside`` (N, S, S) bool the
@@ -57,7 +63,10 @@ def make_pairs(
     """
     size, rows = target.shape[-1], torch.arange(len(target))
     points, _ = sample_point(target, generator=generator)
-    xy, codes = torch.stack([points.float(), torch.zeros(len(points), 2)], 1), torch.tensor([[1, -1]]).expand(len(points), -1)
+    xy, codes = (
+        torch.stack([points.float(), torch.zeros(len(points), 2)], 1),
+        torch.tensor([[1, -1]]).expand(len(points), -1),
+    )
     low, score = model.decode_codes(embeddings[image], xy, codes)
     low, score = low[:, 1:].float(), score[:, 1:].float()  # the three outputs
     full = resized(low, (size, size))
@@ -79,7 +88,13 @@ class HumanImages:
     bits of an embedding depend on that, so who resumes a training has them encoded in the same way (`get` of each).
     """
 
-    def __init__(self, model: Sum, samples: Sequence[Sample], memory: int = 2**30, make: Callable[..., Pairs] = make_pairs):
+    def __init__(
+        self,
+        model: Sum,
+        samples: Sequence[Sample],
+        memory: int = 2**30,
+        make: Callable[..., Pairs] = make_pairs,
+    ):
         self.model, self.samples, self.left, self.kept, self.make = model, samples, memory, {}, make
         self.read: list[list[int]] = []
 
@@ -90,7 +105,9 @@ class HumanImages:
         fresh, model, kept = {}, self.model, len(self.kept)
         if missing:
             samples = [self.samples[number] for number in missing]
-            embeddings = model.encode(torch.stack([model.preprocess(sample.image) for sample in samples])).float()
+            embeddings = model.encode(
+                torch.stack([model.preprocess(sample.image) for sample in samples])
+            ).float()
             for number, sample, embedding in zip(missing, samples, embeddings):
                 fresh[number] = (embedding.clone(), *self._framed(sample))
         for number, item in fresh.items():
@@ -100,14 +117,20 @@ class HumanImages:
         if len(self.kept) > kept:
             self.read.append(missing)
         items = [self.kept.get(number) or fresh[number] for number in numbers]
-        return torch.stack([item[0] for item in items]), [item[1] for item in items], torch.stack([item[2] for item in items])
+        return (
+            torch.stack([item[0] for item in items]),
+            [item[1] for item in items],
+            torch.stack([item[2] for item in items]),
+        )
 
     def _framed(self, sample: Sample) -> tuple[Tensor, Tensor]:
         side = self.model.sam.image_encoder.img_size
         masks = framed(sample.masks, side) > 0.5
         return masks[masks.flatten(1).any(1)], framed(np.ones_like(sample.masks[:1]), side)[0] > 0.5
 
-    def pairs(self, numbers: Sequence[int], per_image: int, config: RefineConfig, generator: torch.Generator) -> tuple[Tensor, Pairs]:
+    def pairs(
+        self, numbers: Sequence[int], per_image: int, config: RefineConfig, generator: torch.Generator
+    ) -> tuple[Tensor, Pairs]:
         """Embeddings and pairs of ``per_image`` random masks of each image, without repeats as far as they go."""
         embeddings, masks, inside = self.get(numbers)
         image, target = [], []
@@ -118,7 +141,15 @@ class HumanImages:
             image.append(torch.full((len(rows),), b))
             target.append(each[rows])
         image = torch.cat(image)
-        return embeddings, self.make(self.model, embeddings, image, torch.cat(target), config, generator=generator, inside=inside[image])
+        return embeddings, self.make(
+            self.model,
+            embeddings,
+            image,
+            torch.cat(target),
+            config,
+            generator=generator,
+            inside=inside[image],
+        )
 
     def pixels(self, numbers: Sequence[int]) -> Tensor:
         """The images (B, 3, S, S) as the encoder takes them."""

@@ -27,22 +27,62 @@ def beyond_table(bootstrap: Bootstrap, rounds: Sequence[int] = (1, 3, 6)) -> pd.
             for metric in ("mIoU", "mBIoU"):
                 for task in (*TASKS, "all"):
                     try:
-                        found = bootstrap.compare({model: 1.0, reference: -1.0}, task, prompt="point", rounds=number, metric=metric)
+                        found = bootstrap.compare(
+                            {model: 1.0, reference: -1.0}, task, prompt="point", rounds=number, metric=metric
+                        )
                     except MissingRun:
                         continue
-                    rows.append({"model": model[0], "train_set": model[1], "reference": " ".join(reference), "rounds": number, "metric": metric, "task": task,
-                                 "difference": found.value, "low": found.low, "high": found.high, "seeds": max(1, len(found.seeds))})  # fmt: skip
-    return pd.DataFrame(rows, columns=["model", "train_set", "reference", "rounds", "metric", "task", "difference", "low", "high", "seeds"])
+                    rows.append(
+                        {
+                            "model": model[0],
+                            "train_set": model[1],
+                            "reference": " ".join(reference),
+                            "rounds": number,
+                            "metric": metric,
+                            "task": task,
+                            "difference": found.value,
+                            "low": found.low,
+                            "high": found.high,
+                            "seeds": max(1, len(found.seeds)),
+                        }
+                    )
+    return pd.DataFrame(
+        rows,
+        columns=[
+            "model",
+            "train_set",
+            "reference",
+            "rounds",
+            "metric",
+            "task",
+            "difference",
+            "low",
+            "high",
+            "seeds",
+        ],
+    )
 
 
 def beyond_markdown(table: pd.DataFrame) -> str:
     """`beyond_table`'s result for people: a row a model, metric and round."""
-    parts = ["# Beyond the paper", "Points, difference to SUM on the same human masks, with its 95 % interval (paired bootstrap over test images). One training each: "
-             "an interval does not tell how much another seed would change. **Bold**: the whole interval on one side of 0."]  # fmt: skip
+    parts = [
+        "# Beyond the paper",
+        "Points, difference to SUM on the same human masks, with its 95 % interval (paired bootstrap over test images). One training each: "
+        "an interval does not tell how much another seed would change. **Bold**: the whole interval on one side of 0.",
+    ]
     rows = []
-    for (model, train_set, reference, metric, number), block in table.groupby(["model", "train_set", "reference", "metric", "rounds"], sort=False):
+    for (model, train_set, reference, metric, number), block in table.groupby(
+        ["model", "train_set", "reference", "metric", "rounds"], sort=False
+    ):
         by = block.set_index("task")
-        rows.append([f"{model} − {reference}", metric, str(number), *(_cell(by.loc[task]) if task in by.index else "–" for task in (*TASKS, "all"))])
+        rows.append(
+            [
+                f"{model} − {reference}",
+                metric,
+                str(number),
+                *(_cell(by.loc[task]) if task in by.index else "–" for task in (*TASKS, "all")),
+            ]
+        )
     parts.append(markdown_table(["difference", "metric", "points", *TASKS, "all"], rows, text=(0, 1)))
     return "\n\n".join(parts) + "\n"
 

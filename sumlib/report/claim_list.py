@@ -52,14 +52,24 @@ class Claim:
     note: str = ""
 
 
-def _grid(what, models, *, tasks=TASKS, rounds=(1, 3, 6), metrics=("mIoU", "mBIoU"), expected=">0", prompt="point") -> list[Comparison]:
-    return [Comparison(what, models, task, n, metric, expected, prompt) for n in rounds for metric in metrics for task in tasks]
+def _grid(
+    what, models, *, tasks=TASKS, rounds=(1, 3, 6), metrics=("mIoU", "mBIoU"), expected=">0", prompt="point"
+) -> list[Comparison]:
+    return [
+        Comparison(what, models, task, n, metric, expected, prompt)
+        for n in rounds
+        for metric in metrics
+        for task in tasks
+    ]
 
 
 def _forgetting(scheme: str, setting: str = "oracle") -> list[Comparison]:
     """C1 for a lightweight scheme: more on salient objects, less on the others, at 1 point."""
     models = minus(small(scheme), SAM)
-    return [Comparison(f"{scheme} − SAM", models, task, 1, expected=expected, setting=setting) for task, expected in (("salient", ">0"), ("entity", "<0"), ("part", "<0"))]
+    return [
+        Comparison(f"{scheme} − SAM", models, task, 1, expected=expected, setting=setting)
+        for task, expected in (("salient", ">0"), ("entity", "<0"), ("part", "<0"))
+    ]
 
 
 def minus(a: Model, b: Model) -> dict[Model, float]:
@@ -70,62 +80,251 @@ def minus(a: Model, b: Model) -> dict[Model, float]:
 def list_claims() -> list[Claim]:
     """The central result first, then C1-C10 in order (C4's comparisons come from the refinement metrics, see `judge_refinement`)."""
     human, vanilla, total = small("Human-annotation-only"), small("Vanilla"), medium("SUM")
-    plain, refined, always = medium("SUM w/o Task Prompt"), medium("Mask Refinement"), medium("SUM Continuous TP")
+    plain, refined, always = (
+        medium("SUM w/o Task Prompt"),
+        medium("Mask Refinement"),
+        medium("SUM Continuous TP"),
+    )
     uniform = medium("SUM w/o uncertainty sampling")
-    forgetting = _grid("Human-only (salient) − SAM", minus(human, SAM), tasks=("entity", "part"), rounds=(1,), metrics=("mIoU",), expected="<0")
+    forgetting = _grid(
+        "Human-only (salient) − SAM",
+        minus(human, SAM),
+        tasks=("entity", "part"),
+        rounds=(1,),
+        metrics=("mIoU",),
+        expected="<0",
+    )
     boundary = dict(rounds=1, prompt="boundary-point")
     order = [name for names in dataset_order().values() for name in names]
     intricate = ("DIS-VD", "ThinObject5K")
     most = {name: 1 / 2 if name in intricate else -1 / (len(order) - 2) for name in order}
     return [
-        Claim("central", "Human-only (salient) falls below SAM on entities and parts at 1 point; SUM (FT-Medium) is above SAM in mIoU and mBIoU in every task "
-              "group at 1, 3 and 6 points, and above Vanilla in mBIoU; the task prompt helps on salient objects at 1 point.",
-              forgetting + _grid("SUM − SAM", minus(total, SAM)) + _grid("SUM − Vanilla", minus(total, medium("Vanilla")), metrics=("mBIoU",))
-              + _grid("SUM − SUM w/o Task Prompt", minus(total, plain), tasks=("salient",), rounds=(1,), metrics=("mIoU",)), WHY_PARTS),
-        Claim("C1", "Fine-tuning on salient data only raises salient scores and lowers entity and part scores below SAM, whatever the scheme.",
-              _grid("Human-only (salient) − SAM", minus(human, SAM), tasks=("salient",), rounds=(1,)) + forgetting
-              + [c for scheme in LIGHT for c in _forgetting(scheme)] + _forgetting("HQ-SAM", "single")
-              + _grid("Human-only (salient) − SAM", minus(human, SAM), tasks=("entity", "part"), rounds=(3, 6), metrics=("mIoU",), expected=SHOWN),
-              "HQ-SAM is compared with one fixed output of both models, as in the paper; all others with the best of three."),
-        Claim("C2", "Vanilla prevents most forgetting but gains little.", [
-            *(Comparison("Vanilla − half way from Human-only to SAM (more than half of the forgetting is prevented)",
-                         {vanilla: 1.0, human: -0.5, SAM: -0.5}, task, 1) for task in ("entity", "part")),
-            Comparison("half of SUM's gain over SAM − Vanilla's gain", {total: 0.5, SAM: 0.5, medium("Vanilla"): -1.0}, "all", 1),
-            Comparison("Vanilla − SAM", minus(medium("Vanilla"), SAM), "all", 1, expected=SHOWN),
-            Comparison("Vanilla (FT-Small) − SAM", minus(vanilla, SAM), "all", 3, expected=SHOWN)],
-            "\"Most\" is read as more than half of Human-only's loss, \"little\" as less than half of SUM's gain at 1 point."),
-        Claim("C3", "SUM beats SAM over the rounds on all three tasks (paper: by 3-6 points mIoU and 4-7 points mBIoU), part included although no part mask is in "
-              "the human data.", _grid("SUM − SAM", minus(total, SAM)) + _grid("SUM − SAM", minus(total, SAM), tasks=("all",), expected=SHOWN),
-              f"The sign is judged; sizes belong to the scale of the model. {WHY_PARTS}"),
-        Claim("C4", "Refined masks are better than SAM's on average, not always; certainty predicts correctness."),
-        Claim("C5", "Uncertainty-aware loss and sampling beat using refined masks as labels, mostly on parts.",
-              _grid("SUM w/o Task Prompt − Mask Refinement", minus(plain, refined), tasks=("part", "all"), rounds=(1, 3), metrics=("mIoU",))
-              + [Comparison("the same, part − mean of salient and entity", minus(plain, refined), part_minus_rest(), n, place="part − others") for n in (1, 3)]
-              + _grid("SUM w/o Task Prompt − Mask Refinement", minus(plain, refined), rounds=(6,), metrics=("mIoU",), expected=SHOWN),
-              "Both without task prompt, so that only the use of the uncertainty differs."),
-        Claim("C6", "The task prompt helps at 1 point on every task; at 3 points it no longer matters; given in every round it hurts at 3 points.",
-              _grid("SUM − SUM w/o Task Prompt", minus(total, plain), rounds=(1,), metrics=("mIoU",))
-              + _grid("SUM − SUM w/o Task Prompt", minus(total, plain), rounds=(3,), metrics=("mIoU",), expected="none")
-              + _grid("SUM − SUM Continuous TP", minus(total, always), tasks=("all",), rounds=(3,), metrics=("mIoU",))
-              + _grid("SUM − SUM Continuous TP", minus(total, always), rounds=(3,), metrics=("mIoU",), expected=SHOWN)),
-        Claim("C7", "Uncertainty-aware sampling helps most with boundary points on intricate sets (paper: DIS-VD +4.1, ThinObject5K +4.5 mIoU).", [
-            *(Comparison("SUM − SUM w/o uncertainty sampling", minus(total, uniform), name, **boundary) for name in intricate),
-            Comparison("the same, mean of these two − mean of the other twelve", minus(total, uniform), most, place="intricate − others", **boundary),
-            *(Comparison("SUM − SUM w/o uncertainty sampling", minus(total, uniform), task, expected=SHOWN, **boundary) for task in (*TASKS, "all"))]),
-        Claim("C8", "More human data helps: overall 1-point mIoU rises from SAM to SUM at FT-Small, FT-Medium and FT-Large.", [
-            Comparison(f"SUM {size} − {before}", minus(("SUM", size), model), "all", 1)
-            for size, before, model in (("FT-Small", "SAM", SAM), ("FT-Medium", "SUM FT-Small", small("SUM")), ("FT-Large", "SUM FT-Medium", total))]),
-        Claim("C9", "A theta too low hurts salient objects and entities, one too high hurts parts.",
-              _grid("SUM (theta 0.6) − SUM theta = 0.2", minus(total, medium("SUM theta = 0.2")), tasks=("salient", "entity"), rounds=(1, 3), metrics=("mIoU",))
-              + _grid("SUM (theta 0.6) − SUM theta = 0.8", minus(total, medium("SUM theta = 0.8")), tasks=("part",), rounds=(1, 3), metrics=("mIoU",))
-              + _grid("SUM (theta 0.6) − SUM theta = 0.5", minus(total, medium("SUM theta = 0.5")), rounds=(1, 3), metrics=("mIoU",), expected=SHOWN)),
-        Claim("C10", "It holds for ViT-B, L and H, and for lightweight SUM; full fine-tuning gains most.",
-              [c for size in "BLH" for c in _grid(f"SUM ViT-{size} − SAM ViT-{size}", minus(*_of_size(size)), rounds=(1, 6))]
-              + _grid("SUM (Encoder Adapter arch.) − SAM", minus(small("SUM (Encoder Adapter arch.)"), SAM), rounds=(1,))
-              + [Comparison("SUM (HQ-SAM arch.) − SAM", minus(small("SUM (HQ-SAM arch.)"), SAM), task, 1, metric, setting="single") for metric in ("mIoU", "mBIoU") for task in TASKS]
-              + [Comparison(f"SUM − SUM ({scheme} arch.)", minus(small("SUM"), small(f"SUM ({scheme} arch.)")), "all", 1, metric)
-                 for scheme in ("Encoder Adapter", "HQ-SAM") for metric in ("mIoU", "mBIoU")],
-              "The micro SAM stands for ViT-H, two smaller ones distilled from it for ViT-L and ViT-B. HQ-SAM's architecture is compared with SAM with one fixed output of both."),
+        Claim(
+            "central",
+            "Human-only (salient) falls below SAM on entities and parts at 1 point; SUM (FT-Medium) is above SAM in mIoU and mBIoU in every task "
+            "group at 1, 3 and 6 points, and above Vanilla in mBIoU; the task prompt helps on salient objects at 1 point.",
+            forgetting
+            + _grid("SUM − SAM", minus(total, SAM))
+            + _grid("SUM − Vanilla", minus(total, medium("Vanilla")), metrics=("mBIoU",))
+            + _grid(
+                "SUM − SUM w/o Task Prompt",
+                minus(total, plain),
+                tasks=("salient",),
+                rounds=(1,),
+                metrics=("mIoU",),
+            ),
+            WHY_PARTS,
+        ),
+        Claim(
+            "C1",
+            "Fine-tuning on salient data only raises salient scores and lowers entity and part scores below SAM, whatever the scheme.",
+            _grid("Human-only (salient) − SAM", minus(human, SAM), tasks=("salient",), rounds=(1,))
+            + forgetting
+            + [c for scheme in LIGHT for c in _forgetting(scheme)]
+            + _forgetting("HQ-SAM", "single")
+            + _grid(
+                "Human-only (salient) − SAM",
+                minus(human, SAM),
+                tasks=("entity", "part"),
+                rounds=(3, 6),
+                metrics=("mIoU",),
+                expected=SHOWN,
+            ),
+            "HQ-SAM is compared with one fixed output of both models, as in the paper; all others with the best of three.",
+        ),
+        Claim(
+            "C2",
+            "Vanilla prevents most forgetting but gains little.",
+            [
+                *(
+                    Comparison(
+                        "Vanilla − half way from Human-only to SAM (more than half of the forgetting is prevented)",
+                        {vanilla: 1.0, human: -0.5, SAM: -0.5},
+                        task,
+                        1,
+                    )
+                    for task in ("entity", "part")
+                ),
+                Comparison(
+                    "half of SUM's gain over SAM − Vanilla's gain",
+                    {total: 0.5, SAM: 0.5, medium("Vanilla"): -1.0},
+                    "all",
+                    1,
+                ),
+                Comparison("Vanilla − SAM", minus(medium("Vanilla"), SAM), "all", 1, expected=SHOWN),
+                Comparison("Vanilla (FT-Small) − SAM", minus(vanilla, SAM), "all", 3, expected=SHOWN),
+            ],
+            '"Most" is read as more than half of Human-only\'s loss, "little" as less than half of SUM\'s gain at 1 point.',
+        ),
+        Claim(
+            "C3",
+            "SUM beats SAM over the rounds on all three tasks (paper: by 3-6 points mIoU and 4-7 points mBIoU), part included although no part mask is in "
+            "the human data.",
+            _grid("SUM − SAM", minus(total, SAM))
+            + _grid("SUM − SAM", minus(total, SAM), tasks=("all",), expected=SHOWN),
+            f"The sign is judged; sizes belong to the scale of the model. {WHY_PARTS}",
+        ),
+        Claim(
+            "C4",
+            "Refined masks are better than SAM's on average, not always; certainty predicts correctness.",
+        ),
+        Claim(
+            "C5",
+            "Uncertainty-aware loss and sampling beat using refined masks as labels, mostly on parts.",
+            _grid(
+                "SUM w/o Task Prompt − Mask Refinement",
+                minus(plain, refined),
+                tasks=("part", "all"),
+                rounds=(1, 3),
+                metrics=("mIoU",),
+            )
+            + [
+                Comparison(
+                    "the same, part − mean of salient and entity",
+                    minus(plain, refined),
+                    part_minus_rest(),
+                    n,
+                    place="part − others",
+                )
+                for n in (1, 3)
+            ]
+            + _grid(
+                "SUM w/o Task Prompt − Mask Refinement",
+                minus(plain, refined),
+                rounds=(6,),
+                metrics=("mIoU",),
+                expected=SHOWN,
+            ),
+            "Both without task prompt, so that only the use of the uncertainty differs.",
+        ),
+        Claim(
+            "C6",
+            "The task prompt helps at 1 point on every task; at 3 points it no longer matters; given in every round it hurts at 3 points.",
+            _grid("SUM − SUM w/o Task Prompt", minus(total, plain), rounds=(1,), metrics=("mIoU",))
+            + _grid(
+                "SUM − SUM w/o Task Prompt",
+                minus(total, plain),
+                rounds=(3,),
+                metrics=("mIoU",),
+                expected="none",
+            )
+            + _grid(
+                "SUM − SUM Continuous TP",
+                minus(total, always),
+                tasks=("all",),
+                rounds=(3,),
+                metrics=("mIoU",),
+            )
+            + _grid(
+                "SUM − SUM Continuous TP",
+                minus(total, always),
+                rounds=(3,),
+                metrics=("mIoU",),
+                expected=SHOWN,
+            ),
+        ),
+        Claim(
+            "C7",
+            "Uncertainty-aware sampling helps most with boundary points on intricate sets (paper: DIS-VD +4.1, ThinObject5K +4.5 mIoU).",
+            [
+                *(
+                    Comparison("SUM − SUM w/o uncertainty sampling", minus(total, uniform), name, **boundary)
+                    for name in intricate
+                ),
+                Comparison(
+                    "the same, mean of these two − mean of the other twelve",
+                    minus(total, uniform),
+                    most,
+                    place="intricate − others",
+                    **boundary,
+                ),
+                *(
+                    Comparison(
+                        "SUM − SUM w/o uncertainty sampling",
+                        minus(total, uniform),
+                        task,
+                        expected=SHOWN,
+                        **boundary,
+                    )
+                    for task in (*TASKS, "all")
+                ),
+            ],
+        ),
+        Claim(
+            "C8",
+            "More human data helps: overall 1-point mIoU rises from SAM to SUM at FT-Small, FT-Medium and FT-Large.",
+            [
+                Comparison(f"SUM {size} − {before}", minus(("SUM", size), model), "all", 1)
+                for size, before, model in (
+                    ("FT-Small", "SAM", SAM),
+                    ("FT-Medium", "SUM FT-Small", small("SUM")),
+                    ("FT-Large", "SUM FT-Medium", total),
+                )
+            ],
+        ),
+        Claim(
+            "C9",
+            "A theta too low hurts salient objects and entities, one too high hurts parts.",
+            _grid(
+                "SUM (theta 0.6) − SUM theta = 0.2",
+                minus(total, medium("SUM theta = 0.2")),
+                tasks=("salient", "entity"),
+                rounds=(1, 3),
+                metrics=("mIoU",),
+            )
+            + _grid(
+                "SUM (theta 0.6) − SUM theta = 0.8",
+                minus(total, medium("SUM theta = 0.8")),
+                tasks=("part",),
+                rounds=(1, 3),
+                metrics=("mIoU",),
+            )
+            + _grid(
+                "SUM (theta 0.6) − SUM theta = 0.5",
+                minus(total, medium("SUM theta = 0.5")),
+                rounds=(1, 3),
+                metrics=("mIoU",),
+                expected=SHOWN,
+            ),
+        ),
+        Claim(
+            "C10",
+            "It holds for ViT-B, L and H, and for lightweight SUM; full fine-tuning gains most.",
+            [
+                c
+                for size in "BLH"
+                for c in _grid(f"SUM ViT-{size} − SAM ViT-{size}", minus(*_of_size(size)), rounds=(1, 6))
+            ]
+            + _grid(
+                "SUM (Encoder Adapter arch.) − SAM",
+                minus(small("SUM (Encoder Adapter arch.)"), SAM),
+                rounds=(1,),
+            )
+            + [
+                Comparison(
+                    "SUM (HQ-SAM arch.) − SAM",
+                    minus(small("SUM (HQ-SAM arch.)"), SAM),
+                    task,
+                    1,
+                    metric,
+                    setting="single",
+                )
+                for metric in ("mIoU", "mBIoU")
+                for task in TASKS
+            ]
+            + [
+                Comparison(
+                    f"SUM − SUM ({scheme} arch.)",
+                    minus(small("SUM"), small(f"SUM ({scheme} arch.)")),
+                    "all",
+                    1,
+                    metric,
+                )
+                for scheme in ("Encoder Adapter", "HQ-SAM")
+                for metric in ("mIoU", "mBIoU")
+            ],
+            "The micro SAM stands for ViT-H, two smaller ones distilled from it for ViT-L and ViT-B. HQ-SAM's architecture is compared with SAM with one fixed output of both.",
+        ),
     ]
 
 
@@ -137,4 +336,6 @@ def _of_size(size: str) -> tuple[Model, Model]:
 def part_minus_rest() -> dict[str, float]:
     groups = dataset_order()
     weights = {name: 1 / len(groups["part"]) for name in groups["part"]}
-    return weights | {name: -0.5 / len(groups[task]) for task in ("salient", "entity") for name in groups[task]}
+    return weights | {
+        name: -0.5 / len(groups[task]) for task in ("salient", "entity") for name in groups[task]
+    }

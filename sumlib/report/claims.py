@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from sumlib.report.intervals import Bootstrap, MissingRun
 from sumlib.report.claim_list import SHOWN, Claim, Comparison, list_claims, medium, minus
-from sumlib.report.results import dataset_order, fixed, markdown_table, paper_tables, write_csv, write_text
+from sumlib.report.intervals import Bootstrap, MissingRun
 from sumlib.report.resampling import Estimate, image_draw, interval, ratio_difference
+from sumlib.report.results import dataset_order, fixed, markdown_table, paper_tables, write_csv, write_text
 
 HOLDS, FAILS, UNDECIDED = "holds", "does not hold", "undecided"
 SMALL = 1.0  # points: a difference inside +-SMALL "does not matter"
@@ -74,7 +74,9 @@ def judge(estimate: Estimate, expected: str) -> str:
     return FAILS if max(sign * estimate.low, sign * estimate.high) < 0 else UNDECIDED
 
 
-def judge_claims(bootstrap: Bootstrap, refinement: Mapping[str, Mapping] | None = None, *, generator: np.random.Generator) -> list[Judged]:
+def judge_claims(
+    bootstrap: Bootstrap, refinement: Mapping[str, Mapping] | None = None, *, generator: np.random.Generator
+) -> list[Judged]:
     """Measure and judge every claim.
 
     `refinement`: for each budget ("refine-small", ... and "pseudo_label") the metrics that `judge_refinement` reads; `generator` draws their resamples.
@@ -83,8 +85,25 @@ def judge_claims(bootstrap: Bootstrap, refinement: Mapping[str, Mapping] | None 
     judged = []
     for claim in list_claims():
         if claim.key == "C4":
-            findings = [f for name, metrics in sorted((refinement or {}).items()) for f in judge_refinement(name, metrics, generator)]
-            findings = findings or [Finding("refined − SAM", "", "", 1, "mIoU", ">0", np.nan, None, UNDECIDED, "no refinement metrics: run `dvc repro refine`")]
+            findings = [
+                f
+                for name, metrics in sorted((refinement or {}).items())
+                for f in judge_refinement(name, metrics, generator)
+            ]
+            findings = findings or [
+                Finding(
+                    "refined − SAM",
+                    "",
+                    "",
+                    1,
+                    "mIoU",
+                    ">0",
+                    np.nan,
+                    None,
+                    UNDECIDED,
+                    "no refinement metrics: run `dvc repro refine`",
+                )
+            ]
         else:
             findings = [_measure(comparison, bootstrap, paper) for comparison in claim.comparisons]
         verdict, reason = conclude(findings)
@@ -100,7 +119,11 @@ def read(judged: Sequence[Judged], reader: Mapping[str, tuple[str, str]]) -> lis
     told = []
     for claim in judged:
         verdict, words = reader[claim.claim.key]
-        stale = "" if verdict == claim.verdict else f" (Written when the verdict was \"{verdict}\": to be read again.)"
+        stale = (
+            ""
+            if verdict == claim.verdict
+            else f' (Written when the verdict was "{verdict}": to be read again.)'
+        )
         told.append(replace(claim, remark=f"*Reader:* {words}{stale}"))
     return told
 
@@ -110,17 +133,25 @@ def _measure(comparison: Comparison, bootstrap: Bootstrap, paper: Mapping) -> Fi
     place = c.place or str(c.where)
     known = _paper_value(c, bootstrap, paper)
     try:
-        estimate = bootstrap.compare(c.models, c.where, prompt=c.prompt, rounds=c.rounds, metric=c.metric, setting=c.setting)
+        estimate = bootstrap.compare(
+            c.models, c.where, prompt=c.prompt, rounds=c.rounds, metric=c.metric, setting=c.setting
+        )
     except MissingRun as error:
         verdict = SHOWN if c.expected == SHOWN else UNDECIDED
-        return Finding(c.what, place, c.prompt, c.rounds, c.metric, c.expected, known, None, verdict, str(error))
-    return Finding(c.what, place, c.prompt, c.rounds, c.metric, c.expected, known, estimate, judge(estimate, c.expected))
+        return Finding(
+            c.what, place, c.prompt, c.rounds, c.metric, c.expected, known, None, verdict, str(error)
+        )
+    return Finding(
+        c.what, place, c.prompt, c.rounds, c.metric, c.expected, known, estimate, judge(estimate, c.expected)
+    )
 
 
 def _paper_lookup() -> dict:
     keys = ["model", "train_set", "prompt", "rounds", "metric", "dataset"]
     rows = paper_tables().query("dataset != 'average' and task != 'additional'").drop_duplicates(keys)
-    averages = paper_tables().query("dataset == 'average'").assign(dataset=lambda t: t["task"]).drop_duplicates(keys)
+    averages = (
+        paper_tables().query("dataset == 'average'").assign(dataset=lambda t: t["task"]).drop_duplicates(keys)
+    )
     return pd.concat([rows, averages]).set_index(keys)["value"].to_dict()
 
 
@@ -129,7 +160,11 @@ def _paper_value(c: Comparison, bootstrap: Bootstrap, paper: Mapping) -> float:
     if c.setting != "oracle":
         return np.nan
     places = {c.where: 1.0} if isinstance(c.where, str) else c.where
-    terms = [(weight * share, paper.get((*model, c.prompt, c.rounds, c.metric, name))) for model, weight in c.models.items() for name, share in places.items()]
+    terms = [
+        (weight * share, paper.get((*model, c.prompt, c.rounds, c.metric, name)))
+        for model, weight in c.models.items()
+        for name, share in places.items()
+    ]
     if any(value is None for _, value in terms):
         return np.nan
     return float(sum(weight * value for weight, value in terms))
@@ -149,20 +184,56 @@ def judge_refinement(name: str, metrics: Mapping, generator: np.random.Generator
         for metric, key in (("mIoU", "iou"), ("mBIoU", "biou")):
             means = []
             for level, masks in levels.items():
-                gain = 100 * (np.asarray(masks[f"refined_{key}"], float) - np.asarray(masks[f"sam_{key}"], float))
+                gain = 100 * (
+                    np.asarray(masks[f"refined_{key}"], float) - np.asarray(masks[f"sam_{key}"], float)
+                )
                 means.append((gain.mean(), draw(gain, masks["image"])))
                 what = f"{name}: refined − SAM's masks ({fixed(100 * np.mean(gain < 0), 0)} % of {len(gain)} masks get worse)"
-                findings.append(Finding(what, level, "point", 1, metric, SHOWN, np.nan, interval(*means[-1]), SHOWN))
-            overall = interval(np.mean([value for value, _ in means]), np.mean([samples for _, samples in means], axis=0))
-            findings.append(Finding(f"{name}: refined − SAM's masks, mean over levels", "all", "point", 1, metric, ">0", np.nan, overall, judge(overall, ">0")))
+                findings.append(
+                    Finding(what, level, "point", 1, metric, SHOWN, np.nan, interval(*means[-1]), SHOWN)
+                )
+            overall = interval(
+                np.mean([value for value, _ in means]), np.mean([samples for _, samples in means], axis=0)
+            )
+            findings.append(
+                Finding(
+                    f"{name}: refined − SAM's masks, mean over levels",
+                    "all",
+                    "point",
+                    1,
+                    metric,
+                    ">0",
+                    np.nan,
+                    overall,
+                    judge(overall, ">0"),
+                )
+            )
         sure = metrics["certainty"]
-        top, bottom = np.stack([sure["certain_correct"], sure["uncertain_correct"]], 1), np.stack([sure["certain"], sure["uncertain"]], 1)
+        top, bottom = (
+            np.stack([sure["certain_correct"], sure["uncertain_correct"]], 1),
+            np.stack([sure["certain"], sure["uncertain"]], 1),
+        )
     except KeyError as error:
-        raise ValueError(f"results/metrics/{name}.json lacks the key {error}: run `dvc repro refine` again") from None
+        raise ValueError(
+            f"results/metrics/{name}.json lacks the key {error}: run `dvc repro refine` again"
+        ) from None
     estimate = ratio_difference(top, bottom, generator=generator)
     shares = 100 * top.sum(0) / np.maximum(bottom.sum(0), 1)
     what = f"{name}: pixels with c > {sure['threshold']:g} correct ({fixed(shares[0])} %) − the others ({fixed(shares[1])} %)"
-    return [*findings, Finding(what, "all", "point", 1, "% correct", ">0", 98.0 - 28.5 if sure["threshold"] == 0.6 else np.nan, estimate, judge(estimate, ">0"))]
+    return [
+        *findings,
+        Finding(
+            what,
+            "all",
+            "point",
+            1,
+            "% correct",
+            ">0",
+            98.0 - 28.5 if sure["threshold"] == 0.6 else np.nan,
+            estimate,
+            judge(estimate, ">0"),
+        ),
+    ]
 
 
 def conclude(findings: Sequence[Finding]) -> tuple[str, str]:
@@ -197,22 +268,53 @@ def claims_frame(judged: Sequence[Judged]) -> pd.DataFrame:
         for f in claim.findings:
             e = f.estimate or Estimate(np.nan, np.nan, np.nan)
             seeds = e.seeds or (np.nan,)
-            rows.append({"claim": claim.claim.key, "claim_verdict": claim.verdict, "comparison": f.what, "place": f.place, "prompt": f.prompt, "rounds": f.rounds,
-                         "metric": f.metric, "expected": f.expected, "paper": f.paper, "difference": e.value, "ci_low": e.low, "ci_high": e.high,
-                         "seeds": len(e.seeds) or 1 if f.estimate else 0, "seed_min": min(seeds), "seed_max": max(seeds),
-                         "seed_sd": float(np.std(seeds, ddof=1)) if len(seeds) > 1 else np.nan, "verdict": f.verdict})
+            rows.append(
+                {
+                    "claim": claim.claim.key,
+                    "claim_verdict": claim.verdict,
+                    "comparison": f.what,
+                    "place": f.place,
+                    "prompt": f.prompt,
+                    "rounds": f.rounds,
+                    "metric": f.metric,
+                    "expected": f.expected,
+                    "paper": f.paper,
+                    "difference": e.value,
+                    "ci_low": e.low,
+                    "ci_high": e.high,
+                    "seeds": len(e.seeds) or 1 if f.estimate else 0,
+                    "seed_min": min(seeds),
+                    "seed_max": max(seeds),
+                    "seed_sd": float(np.std(seeds, ddof=1)) if len(seeds) > 1 else np.nan,
+                    "verdict": f.verdict,
+                }
+            )
     return pd.DataFrame(rows)
 
 
 def claims_markdown(judged: Sequence[Judged]) -> str:
     """The report for people: rule, overview, then each claim with its reason and comparisons."""
     parts = ["# The claims", "Measured on the micro test sets; differences in points.", RULE, "## Overview"]
-    rows = [[f"[{j.claim.key}](#{j.claim.key.lower()})", j.claim.statement, f"**{j.verdict}**", _tally(j)] for j in judged]
+    rows = [
+        [f"[{j.claim.key}](#{j.claim.key.lower()})", j.claim.statement, f"**{j.verdict}**", _tally(j)]
+        for j in judged
+    ]
     parts.append(markdown_table(["", "claim", "verdict", "comparisons that hold"], rows, text=(0, 1, 2)))
     for j in judged:
         parts += [f"## {j.claim.key}", j.claim.statement, f"**{j.verdict.capitalize()}.** {j.reason}"]
         parts += [text for text in (j.claim.note, j.remark) if text]
-        header = ["difference", "where", "prompt", "metric", "claimed", "paper", "ours", "95 % interval", "seeds", "verdict"]
+        header = [
+            "difference",
+            "where",
+            "prompt",
+            "metric",
+            "claimed",
+            "paper",
+            "ours",
+            "95 % interval",
+            "seeds",
+            "verdict",
+        ]
         parts.append(markdown_table(header, [_row(f) for f in j.findings], text=(0, 1, 2, 3, 4, 9)))
     return "\n\n".join(parts) + "\n"
 
@@ -223,17 +325,37 @@ def _tally(judged: Judged) -> str:
 
 
 def _row(f: Finding) -> list[str]:
-    head = [f.what, f.place, _point(f), f.metric, "" if f.expected == SHOWN else f.expected.replace(">0", "> 0").replace("<0", "< 0"), fixed(f.paper, sign=True)]
+    head = [
+        f.what,
+        f.place,
+        _point(f),
+        f.metric,
+        "" if f.expected == SHOWN else f.expected.replace(">0", "> 0").replace("<0", "< 0"),
+        fixed(f.paper, sign=True),
+    ]
     e = f.estimate
     if e is None:
         return [*head, "–", "–", "–", f.verdict]
-    seeds = f"{len(e.seeds)}: {fixed(min(e.seeds), sign=True)} … {fixed(max(e.seeds), sign=True)}" if e.seeds else "–"
-    return [*head, fixed(e.value, sign=True), f"{fixed(e.low, sign=True)} … {fixed(e.high, sign=True)}", seeds, f.verdict]
+    seeds = (
+        f"{len(e.seeds)}: {fixed(min(e.seeds), sign=True)} … {fixed(max(e.seeds), sign=True)}"
+        if e.seeds
+        else "–"
+    )
+    return [
+        *head,
+        fixed(e.value, sign=True),
+        f"{fixed(e.low, sign=True)} … {fixed(e.high, sign=True)}",
+        seeds,
+        f.verdict,
+    ]
 
 
 def write_claims(judged: Sequence[Judged], folder: Path) -> list[Path]:
     """Write `claims.md` and `claims.csv` into `folder`; give the paths."""
-    return [write_text(claims_markdown(judged), Path(folder) / "claims.md"), write_csv(claims_frame(judged), Path(folder) / "claims.csv")]
+    return [
+        write_text(claims_markdown(judged), Path(folder) / "claims.md"),
+        write_csv(claims_frame(judged), Path(folder) / "claims.csv"),
+    ]
 
 
 def sampling_gains(bootstrap: Bootstrap) -> pd.DataFrame:
@@ -242,7 +364,18 @@ def sampling_gains(bootstrap: Bootstrap) -> pd.DataFrame:
     models = minus(medium("SUM"), medium("SUM w/o uncertainty sampling"))
     for metric in ("mIoU", "mBIoU"):
         for place in [name for task, names in dataset_order().items() for name in (*names, task)] + ["all"]:
-            found = _measure(Comparison("", models, place, 1, metric, SHOWN, "boundary-point"), bootstrap, paper)
+            found = _measure(
+                Comparison("", models, place, 1, metric, SHOWN, "boundary-point"), bootstrap, paper
+            )
             e = found.estimate or Estimate(np.nan, np.nan, np.nan)
-            rows.append({"metric": metric, "place": place, "paper": found.paper, "value": e.value, "low": e.low, "high": e.high})
+            rows.append(
+                {
+                    "metric": metric,
+                    "place": place,
+                    "paper": found.paper,
+                    "value": e.value,
+                    "low": e.low,
+                    "high": e.high,
+                }
+            )
     return pd.DataFrame(rows)

@@ -13,7 +13,21 @@ import pandas as pd
 
 TASKS = ("salient", "entity", "part")
 METRICS = {"mIoU": "iou", "mBIoU": "biou"}
-COLUMNS = ("run", "model", "train_set", "seed", "task", "dataset", "image", "mask", "prompt", "setting", "round", "iou", "biou")
+COLUMNS = (
+    "run",
+    "model",
+    "train_set",
+    "seed",
+    "task",
+    "dataset",
+    "image",
+    "mask",
+    "prompt",
+    "setting",
+    "round",
+    "iou",
+    "biou",
+)
 _RUN = ["run", "model", "train_set", "seed"]
 _POINT = ["prompt", "setting", "rounds", "metric"]
 
@@ -37,7 +51,10 @@ TABLES = {
     2: Table("Ablation of SUM at FT-Medium, group averages, 1 and 3 points", "SAM"),
     4: Table("AugSeg's consistency with other prompts at FT-Small, 1 point", "AugSeg Mixed-Prompt"),
     5: Table("Uncertainty-aware sampling, one boundary point", "SUM w/o uncertainty sampling"),
-    6: Table("SAM and SUM (FT-Medium) with three image encoders, 1 and 6 points", {f"SUM ViT-{size}": f"SAM ViT-{size}" for size in "BLH"}),
+    6: Table(
+        "SAM and SUM (FT-Medium) with three image encoders, 1 and 6 points",
+        {f"SUM ViT-{size}": f"SAM ViT-{size}" for size in "BLH"},
+    ),
     7: Table("Ablation of SUM at FT-Medium, 1 point", "Vanilla"),
     8: Table("Ablation of SUM at FT-Medium, 3 points", "Vanilla"),
     9: Table("Ablation of SUM at FT-Medium, 6 points", "Vanilla"),
@@ -62,7 +79,10 @@ def paper_tables() -> pd.DataFrame:
     unlabeled images, and called so.
     """
     paper = pd.read_csv(Path(__file__).parent / "paper_tables.csv", dtype={"table": str})
-    return paper.assign(prompt=paper["prompt"].replace("box+points", "box"), train_set=paper["train_set"].replace("HQSeg-44K", "FT-Small"))
+    return paper.assign(
+        prompt=paper["prompt"].replace("box+points", "box"),
+        train_set=paper["train_set"].replace("HQSeg-44K", "FT-Small"),
+    )
 
 
 def dataset_order() -> dict[str, list[str]]:
@@ -83,9 +103,13 @@ def load_results(folder: Path) -> pd.DataFrame:
     for path in paths:
         frame = pd.read_parquet(path)
         if missing := [column for column in COLUMNS if column not in frame]:
-            raise ValueError(f"{path} lacks the columns {', '.join(missing)}: repeat it with `dvc repro evaluate@{path.stem}`")
+            raise ValueError(
+                f"{path} lacks the columns {', '.join(missing)}: repeat it with `dvc repro evaluate@{path.stem}`"
+            )
         if set(frame["run"]) != {path.stem}:
-            raise ValueError(f"{path} holds the run(s) {sorted(set(frame['run']))}: repeat it with `dvc repro evaluate@{path.stem}`")
+            raise ValueError(
+                f"{path} holds the run(s) {sorted(set(frame['run']))}: repeat it with `dvc repro evaluate@{path.stem}`"
+            )
         frames.append(frame[list(COLUMNS)])
     results = pd.concat(frames, ignore_index=True)
     for column in ("run", "model", "train_set", "task", "dataset", "image", "prompt", "setting"):
@@ -96,9 +120,13 @@ def load_results(folder: Path) -> pd.DataFrame:
 
 def _check_complete(results: pd.DataFrame) -> None:
     datasets = set(results["dataset"])
-    for (run, prompt, setting), part in results.groupby(["run", "prompt", "setting"], observed=True, sort=True):
+    for (run, prompt, setting), part in results.groupby(
+        ["run", "prompt", "setting"], observed=True, sort=True
+    ):
         if absent := sorted(datasets - set(part["dataset"])):
-            raise ValueError(f"run {run} ({prompt}, {setting}) has no result on {', '.join(absent)}: repeat it with `dvc repro evaluate@{run}`")
+            raise ValueError(
+                f"run {run} ({prompt}, {setting}) has no result on {', '.join(absent)}: repeat it with `dvc repro evaluate@{run}`"
+            )
     if not np.isfinite(results[["iou", "biou"]].to_numpy()).all():
         raise ValueError("an IoU is not a number: repeat the stage evaluate")
 
@@ -110,13 +138,30 @@ def aggregate(results: pd.DataFrame) -> pd.DataFrame:
     """
     keys = [*_RUN, "task", "dataset", "prompt", "setting", "round"]
     columns = results.astype({"iou": np.float64, "biou": np.float64})
-    means = columns.groupby(keys, observed=True).agg(mIoU=("iou", "mean"), mBIoU=("biou", "mean"), masks=("iou", "size")).reset_index()
-    means = means.rename(columns={"round": "rounds"}).astype({name: str for name in ("run", "model", "train_set", "task", "dataset", "prompt", "setting")})
-    scores = means.melt([*_RUN, "task", "dataset", "prompt", "setting", "rounds", "masks"], list(METRICS), "metric", "value")
+    means = (
+        columns.groupby(keys, observed=True)
+        .agg(mIoU=("iou", "mean"), mBIoU=("biou", "mean"), masks=("iou", "size"))
+        .reset_index()
+    )
+    means = means.rename(columns={"round": "rounds"}).astype(
+        dict.fromkeys(("run", "model", "train_set", "task", "dataset", "prompt", "setting"), str)
+    )
+    scores = means.melt(
+        [*_RUN, "task", "dataset", "prompt", "setting", "rounds", "masks"], list(METRICS), "metric", "value"
+    )
     scores["value"] *= 100
-    groups = scores.groupby([*_RUN, "task", *_POINT]).agg(value=("value", "mean"), masks=("masks", "sum")).reset_index()
-    everything = scores.groupby([*_RUN, *_POINT]).agg(value=("value", "mean"), masks=("masks", "sum")).reset_index()
-    scores = pd.concat([scores, groups.assign(dataset="average"), everything.assign(task="all", dataset="average")], ignore_index=True)
+    groups = (
+        scores.groupby([*_RUN, "task", *_POINT])
+        .agg(value=("value", "mean"), masks=("masks", "sum"))
+        .reset_index()
+    )
+    everything = (
+        scores.groupby([*_RUN, *_POINT]).agg(value=("value", "mean"), masks=("masks", "sum")).reset_index()
+    )
+    scores = pd.concat(
+        [scores, groups.assign(dataset="average"), everything.assign(task="all", dataset="average")],
+        ignore_index=True,
+    )
     return _sort(scores)[[*_RUN, "task", "dataset", *_POINT, "value", "masks"]]
 
 
@@ -126,7 +171,12 @@ def _sort(scores: pd.DataFrame) -> pd.DataFrame:
     rank = {name: index for index, name in enumerate([*TASKS, "all", *datasets, "average", *METRICS])}
     order = ["run", "prompt", "setting", "rounds", "metric", "task", "dataset"]
     ranked = {"task", "dataset", "metric"}
-    return scores.sort_values(order, key=lambda c: c.map(lambda v: (rank.get(v, 999), str(v))) if c.name in ranked else c, kind="stable", ignore_index=True)
+    return scores.sort_values(
+        order,
+        key=lambda c: c.map(lambda v: (rank.get(v, 999), str(v))) if c.name in ranked else c,
+        kind="stable",
+        ignore_index=True,
+    )
 
 
 def over_seeds(scores: pd.DataFrame, setting: str = "oracle") -> pd.DataFrame:
@@ -142,7 +192,11 @@ def build_table(number: int, scores: pd.DataFrame) -> pd.DataFrame:
     Columns: table, prompt, rounds, metric, task, dataset, train_set, model, paper, ours, sd (over seeds), seeds, paper_difference and difference (both to
     `Table.reference_of` the model; points). What was not evaluated is NaN. Raises KeyError for a table that is not in `TABLES`.
     """
-    paper = paper_tables().query("table == @name", local_dict={"name": str(number)}).rename(columns={"value": "paper"})
+    paper = (
+        paper_tables()
+        .query("table == @name", local_dict={"name": str(number)})
+        .rename(columns={"value": "paper"})
+    )
     keys = ["prompt", "rounds", "metric", "task", "dataset", "train_set", "model"]
     ours = over_seeds(scores, TABLES[number].setting)
     ours = pd.concat([ours, ours.assign(model=ours["model"].map(ALSO)).dropna(subset="model")])
@@ -177,11 +231,18 @@ def table_markdown(number: int, table: pd.DataFrame) -> str:
     """`build_table`'s result for people: group averages with differences first, then every data set, ours beside the paper's."""
     spec = TABLES[number]
     sets = table.groupby("model")["train_set"].nunique()
-    labels = [model if sets[model] == 1 else f"{model} {train_set}" for model, train_set in zip(table["model"], table["train_set"])]
+    labels = [
+        model if sets[model] == 1 else f"{model} {train_set}"
+        for model, train_set in zip(table["model"], table["train_set"])
+    ]
     table = table.assign(label=labels)
-    parts = [f"# Table {number}. {spec.caption}", (
-        f"Points. In brackets: difference to {spec.reference if isinstance(spec.reference, str) else 'SAM of the same size'}. ± is the standard deviation over seeds, where there are several. *paper*: ViT-H and real images; "
-        "*ours*: the micro model on the micro sets named after the paper's. Compare the differences, not the levels.")]
+    parts = [
+        f"# Table {number}. {spec.caption}",
+        (
+            f"Points. In brackets: difference to {spec.reference if isinstance(spec.reference, str) else 'SAM of the same size'}. ± is the standard deviation over seeds, where there are several. *paper*: ViT-H and real images; "
+            "*ours*: the micro model on the micro sets named after the paper's. Compare the differences, not the levels."
+        ),
+    ]
     for (rounds, metric), block in table.groupby(["rounds", "metric"], sort=False):
         parts.append(f"## {metric}, {_prompt_name(block['prompt'].iloc[0], rounds)}")
         parts.append(_averages_markdown(block[block["dataset"] == "average"]))
@@ -204,10 +265,15 @@ def _averages_markdown(block: pd.DataFrame) -> str:
         for task in tasks:
             row = by_task.loc[task]
             spread = "" if pd.isna(row["sd"]) else f" ± {fixed(row['sd'])}"
-            for value, difference in ((fixed(row["paper"]), row["paper_difference"]), (fixed(row["ours"]) + spread, row["difference"])):
+            for value, difference in (
+                (fixed(row["paper"]), row["paper_difference"]),
+                (fixed(row["ours"]) + spread, row["difference"]),
+            ):
                 cells.append(value if pd.isna(difference) else f"{value} ({fixed(difference, sign=True)})")
         rows.append(cells)
-    return markdown_table(["average", *(f"{task}, {source}" for task in tasks for source in ("paper", "ours"))], rows)
+    return markdown_table(
+        ["average", *(f"{task}, {source}" for task in tasks for source in ("paper", "ours"))], rows
+    )
 
 
 def _datasets_markdown(block: pd.DataFrame) -> str:
@@ -215,8 +281,12 @@ def _datasets_markdown(block: pd.DataFrame) -> str:
     for (task, dataset), of_set in block.groupby(["task", "dataset"], sort=False):
         name = f"**{task}, average**" if dataset == "average" else dataset
         values = of_set.set_index("label")
-        rows.append([name, *(fixed(values.loc[label, source]) for label in labels for source in ("paper", "ours"))])
-    return markdown_table(["data set", *(f"{label}, {source}" for label in labels for source in ("paper", "ours"))], rows)
+        rows.append(
+            [name, *(fixed(values.loc[label, source]) for label in labels for source in ("paper", "ours"))]
+        )
+    return markdown_table(
+        ["data set", *(f"{label}, {source}" for label in labels for source in ("paper", "ours"))], rows
+    )
 
 
 def write_csv(frame: pd.DataFrame, path: Path, digits: int = 2) -> Path:
@@ -268,11 +338,17 @@ def smoke_results(folder: Path, names: Sequence[str] = ("sam", "sum-medium")) ->
     from sumlib.model.foundation import load_foundation
 
     config = load_config("smoke")
-    datasets = [open_dataset(name, config.data_root)[: config.evaluate.limit_images] for group in TASK_GROUPS.values() for name in group]
+    datasets = [
+        open_dataset(name, config.data_root)[: config.evaluate.limit_images]
+        for group in TASK_GROUPS.values()
+        for name in group
+    ]
     model = load_foundation(config)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     for name in names:
         run = config.run(name)
-        evaluate_run(model, datasets, run=run, config=config.evaluate).to_parquet(folder / f"{name}.parquet", index=False)
+        evaluate_run(model, datasets, run=run, config=config.evaluate).to_parquet(
+            folder / f"{name}.parquet", index=False
+        )
     return folder

@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sumlib.base.masks import framed
 from sumlib.config.params import Config
+from sumlib.config.runs import RunConfig
 from sumlib.data.dataset import Dataset
 from sumlib.data.registry import open_dataset
-from sumlib.base.masks import framed
 from sumlib.model.sum import Sum
 from sumlib.pseudo.store import PseudoLabels
-from sumlib.config.runs import RunConfig
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,14 @@ class HumanSource:
         sample = self.datasets[which][index - self.starts[which]]
         masks = sample.masks[_choose(torch.ones(len(sample.masks)), prompts, generator)]
         target = framed(masks, model.sam.image_encoder.img_size) > 0.5
-        return Batch(model.preprocess(sample.image)[None].cpu(), torch.zeros(prompts, dtype=torch.long), target,
-                     torch.ones(target.shape), torch.full((prompts, 2), -1.0), torch.full((prompts,), sample.task))  # fmt: skip
+        return Batch(
+            model.preprocess(sample.image)[None].cpu(),
+            torch.zeros(prompts, dtype=torch.long),
+            target,
+            torch.ones(target.shape),
+            torch.full((prompts, 2), -1.0),
+            torch.full((prompts,), sample.task),
+        )
 
 
 class PseudoSource:
@@ -85,7 +91,9 @@ class PseudoSource:
         usable = [name for name in labels.images if kind == "sam" or labels[name].refined.any()]
         self.numbers = [numbers[name] for name in usable]
         if len(usable) < len(labels.images):
-            print(f"{images.name}: {len(labels.images) - len(usable)} images are left out, all their refined masks are empty")
+            print(
+                f"{images.name}: {len(labels.images) - len(usable)} images are left out, all their refined masks are empty"
+            )
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -100,21 +108,38 @@ class PseudoSource:
         side = model.sam.image_encoder.img_size
         target = framed(masks[chosen], side) > 0.5
         backup = model.to_input_frame(torch.from_numpy(label.points[chosen]).float(), sample.image.shape[:2])
-        return Batch(model.preprocess(sample.image)[None].cpu(), torch.zeros(prompts, dtype=torch.long), target,
-                     framed(label.certainty[chosen], side), backup, torch.zeros(prompts, dtype=torch.long))  # fmt: skip
+        return Batch(
+            model.preprocess(sample.image)[None].cpu(),
+            torch.zeros(prompts, dtype=torch.long),
+            target,
+            framed(label.certainty[chosen], side),
+            backup,
+            torch.zeros(prompts, dtype=torch.long),
+        )
 
 
 def collate(parts: Sequence[Batch]) -> Batch:
     """One batch of several images."""
     image = torch.cat([part.image + b for b, part in enumerate(parts)])
-    return Batch(image=image, **{name: torch.cat([getattr(part, name) for part in parts])
-                                 for name in ("pixels", "target", "certainty", "backup", "task")})  # fmt: skip
+    return Batch(
+        image=image,
+        **{
+            name: torch.cat([getattr(part, name) for part in parts])
+            for name in ("pixels", "target", "certainty", "backup", "task")
+        },
+    )
 
 
-def open_sources(config: Config, run: RunConfig, labels: Path | None) -> tuple[HumanSource, PseudoSource | None]:
+def open_sources(
+    config: Config, run: RunConfig, labels: Path | None
+) -> tuple[HumanSource, PseudoSource | None]:
     """The data of a run; ``labels`` is the Parquet file of its pseudo-labels."""
     human = HumanSource([open_dataset(name, config.data_root) for name in config.data.human[run.budget]])
     if not run.unlabeled:
         return human, None
     images = open_dataset(config.data.unlabeled, config.data_root)
-    return human, PseudoSource(images, PseudoLabels(labels, certainty="confidence" if run.uncertainty == "confidence" else "refinement"), run.labels)
+    return human, PseudoSource(
+        images,
+        PseudoLabels(labels, certainty="confidence" if run.uncertainty == "confidence" else "refinement"),
+        run.labels,
+    )

@@ -52,9 +52,20 @@ def fingerprint(*parts: object) -> str:
 
 
 def fit(
-    step: Step, model: nn.Module, optimiser: torch.optim.Optimizer, schedule: Schedule, *, seed: int, clip: float = 0.0,
-    resume: Path | None = None, mark: str = "", every: int = 100, title: str = "", shares: int = 1, before: Callable[[], None] | None = None,
-) -> pd.DataFrame:  # fmt: skip
+    step: Step,
+    model: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    schedule: Schedule,
+    *,
+    seed: int,
+    clip: float = 0.0,
+    resume: Path | None = None,
+    mark: str = "",
+    every: int = 100,
+    title: str = "",
+    shares: int = 1,
+    before: Callable[[], None] | None = None,
+) -> pd.DataFrame:
     """Run ``schedule.iterations`` steps; returns the log, one row a step.
 
     The randomness of share w in step k comes from a generator seeded with (``seed``, k, w) alone, so a run that was killed and
@@ -65,7 +76,9 @@ def fit(
     that many; else they follow each other in this one. With one or two shares both give the same bits.
     """
     workers = shares if processes() >= shares else 1
-    job = _Job(step, model, optimiser, schedule, seed, clip, resume, mark, every, title, shares, workers, before)
+    job = _Job(
+        step, model, optimiser, schedule, seed, clip, resume, mark, every, title, shares, workers, before
+    )
     if workers == 1:
         return pd.DataFrame(job.run(0))
     with TemporaryDirectory(prefix="sum-") as folder:
@@ -104,7 +117,9 @@ class _Job:
         log = _resume(self.model, optimiser, resume, self.mark, loud=rank == 0)
         parameters = [p for group in optimiser.param_groups for p in group["params"] if p.requires_grad]
         hidden = {"disable": True} if rank else {}  # what is not said is left to TQDM_DISABLE
-        for k in tqdm(range(len(log), iterations), initial=len(log), total=iterations, desc=self.title, **hidden):
+        for k in tqdm(
+            range(len(log), iterations), initial=len(log), total=iterations, desc=self.title, **hidden
+        ):
             for group, lr in zip(optimiser.param_groups, peak):
                 group["lr"] = lr * self.schedule(k)
             if self.before:
@@ -112,12 +127,21 @@ class _Job:
             row = self._gradients(k, range(rank, self.shares, self.workers), parameters)
             norm = torch.nn.utils.clip_grad_norm_(parameters, self.clip or math.inf)
             if not math.isfinite(norm):
-                raise FloatingPointError(f"{self.title}: the gradient of step {k} is not finite; lower the learning rate in params.yaml")
+                raise FloatingPointError(
+                    f"{self.title}: the gradient of step {k} is not finite; lower the learning rate in params.yaml"
+                )
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
             log.append({"step": k + 1, **row, "gradient_norm": norm.item()})
             if rank == 0 and resume and (k + 1) % self.every == 0 and k + 1 < iterations:
-                save_checkpoint(resume, self.mark, k + 1, model=self.model.state_dict(), optimiser=optimiser.state_dict(), log=log)
+                save_checkpoint(
+                    resume,
+                    self.mark,
+                    k + 1,
+                    model=self.model.state_dict(),
+                    optimiser=optimiser.state_dict(),
+                    log=log,
+                )
         if rank == 0 and resume:
             resume.unlink(missing_ok=True)
         return log
@@ -132,7 +156,9 @@ class _Job:
             found = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
             found.append(torch.tensor(list(row.values()), dtype=torch.float64))
             total = [a.add_(b) for a, b in zip(total, found)] if total else found
-            self.optimiser.zero_grad(set_to_none=True)  # a share's gradient is added as a whole, as between processes: the same bits
+            self.optimiser.zero_grad(
+                set_to_none=True
+            )  # a share's gradient is added as a whole, as between processes: the same bits
         *gradients, numbers = (value.div_(len(mine)) for value in total)
         for p, gradient in zip(parameters, gradients):
             p.grad = gradient
@@ -144,7 +170,9 @@ class _Job:
         return torch.Generator().manual_seed((self.seed * 1_000_003 + k) * self.shares + share)
 
 
-def _resume(model: nn.Module, optimiser: torch.optim.Optimizer, path: Path | None, mark: str, loud: bool) -> list[dict]:
+def _resume(
+    model: nn.Module, optimiser: torch.optim.Optimizer, path: Path | None, mark: str, loud: bool
+) -> list[dict]:
     state = load_checkpoint(path, mark, loud)
     if not state:
         return []
@@ -167,5 +195,12 @@ def load_checkpoint(path: Path | None, mark: str, loud: bool = True) -> dict | N
     state = torch.load(path, weights_only=True)
     fits = state["mark"] == mark
     if loud:
-        print(f"{path.name}: " + (f"resuming after step {state['step']}" if fits else "a checkpoint of another configuration or data; starting anew"))
+        print(
+            f"{path.name}: "
+            + (
+                f"resuming after step {state['step']}"
+                if fits
+                else "a checkpoint of another configuration or data; starting anew"
+            )
+        )
     return state if fits else None

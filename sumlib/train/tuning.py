@@ -3,9 +3,9 @@
 import torch
 from torch import nn
 
-from sumlib.model.adapters import add_adapters, add_lora, light_parameters, merge_lora
 from sumlib.config.params import FinetuneConfig
 from sumlib.methods.hq_sam import hq_parameters
+from sumlib.model.adapters import add_adapters, add_lora, light_parameters, merge_lora
 from sumlib.model.sum import Sum
 
 
@@ -22,7 +22,9 @@ def finish(model: Sum) -> None:
     merge_lora(model.sam.image_encoder)
 
 
-def parameter_groups(model: Sum, config: FinetuneConfig, task_prompt: bool, tuning: str = "full") -> list[dict]:
+def parameter_groups(
+    model: Sum, config: FinetuneConfig, task_prompt: bool, tuning: str = "full"
+) -> list[dict]:
     """AdamW's groups (METHOD section 5). Full fine-tuning: every parameter, the encoder's with layer-wise decay.
 
     A parameter of encoder layer k of L (0 the patch embedding, L - 1 the neck) learns at ``lr * encoder_lr_scale *
@@ -36,14 +38,26 @@ def parameter_groups(model: Sum, config: FinetuneConfig, task_prompt: bool, tuni
         return groups
     encoder = model.sam.image_encoder
     stem = [encoder.patch_embed.parameters(), [encoder.pos_embed] if encoder.pos_embed is not None else []]
-    layers = [[p for part in stem for p in part], *(list(b.parameters()) for b in encoder.blocks), list(encoder.neck.parameters())]
-    speeds = [config.encoder_lr_scale * config.layer_decay ** (len(layers) - 1 - k) for k in range(len(layers))]
-    body = [(params, config.lr * speed) for params, speed in zip(layers, speeds) if speed > 0] if tuning == "full" else [(light_parameters(encoder), config.light_lr)]
+    layers = [
+        [p for part in stem for p in part],
+        *(list(b.parameters()) for b in encoder.blocks),
+        list(encoder.neck.parameters()),
+    ]
+    speeds = [
+        config.encoder_lr_scale * config.layer_decay ** (len(layers) - 1 - k) for k in range(len(layers))
+    ]
+    body = (
+        [(params, config.lr * speed) for params, speed in zip(layers, speeds) if speed > 0]
+        if tuning == "full"
+        else [(light_parameters(encoder), config.light_lr)]
+    )
     wanted = [*body, (model.decoder_parameters, config.lr)]
     groups = [_group(model, params, lr, config.weight_decay) for params, lr in wanted]
     groups = [part for pair in groups for part in pair if part["params"]]
     if task_prompt:
-        groups.append({"params": [model.task_prompt.weight], "lr": config.task_prompt_lr, "weight_decay": 0.0})
+        groups.append(
+            {"params": [model.task_prompt.weight], "lr": config.task_prompt_lr, "weight_decay": 0.0}
+        )
     _freeze_the_rest(model, groups)
     return groups
 
@@ -59,4 +73,7 @@ def _group(model: Sum, params: list[nn.Parameter], lr: float, decay: float) -> l
     small = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     plain = [p for p in params if p.dim() > 1 and id(p) not in small]
     other = [p for p in params if p.dim() <= 1 or id(p) in small]
-    return [{"params": plain, "lr": lr, "weight_decay": decay}, {"params": other, "lr": lr, "weight_decay": 0.0}]
+    return [
+        {"params": plain, "lr": lr, "weight_decay": decay},
+        {"params": other, "lr": lr, "weight_decay": 0.0},
+    ]

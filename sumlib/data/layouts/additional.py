@@ -9,10 +9,10 @@ from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
 
-from sumlib.data.registry import UNSPECIFIED, Source, open_dataset
-from sumlib.data.layouts.coco import coco, load_coco
 from sumlib.data.dataset import Dataset, Entry
+from sumlib.data.layouts.coco import coco, load_coco
 from sumlib.data.layouts.label_maps import existing, load_labels, positive
+from sumlib.data.registry import UNSPECIFIED, Source, open_dataset
 
 CITYSCAPES_IGNORED = frozenset([*range(7), 9, 10, 14, 15, 16, 18, 29, 30])
 """Class ids of Cityscapes that its own evaluation leaves out; GTAV uses the same ids."""
@@ -25,7 +25,15 @@ def cityscapes(root: Path, split: str = "val") -> list[Entry]:
     """
     images = sorted(existing(root / "leftImg8bit" / split).glob("*/*_leftImg8bit.png"))
     stems = [(path, path.name.removesuffix("_leftImg8bit.png")) for path in images]
-    return [_labelled(stem, path, root / "gtFine" / split / path.parent.name / f"{stem}_gtFine_instanceIds.png", _cityscapes_counts) for path, stem in stems]
+    return [
+        _labelled(
+            stem,
+            path,
+            root / "gtFine" / split / path.parent.name / f"{stem}_gtFine_instanceIds.png",
+            _cityscapes_counts,
+        )
+        for path, stem in stems
+    ]
 
 
 def _cityscapes_counts(value: int) -> bool:
@@ -39,16 +47,29 @@ def egohos(root: Path, splits: Collection[str] = ("val", "test_indomain", "test_
     """
     found = [split for split in splits if (root / split / "image").is_dir()]
     if not found:
-        raise FileNotFoundError(f"{root / next(iter(splits)) / 'image'}: folder is missing; unpack the data set so that it exists")
-    return [_labelled(f"{split}-{path.stem}", path, root / split / "label" / f"{path.stem}.png", positive)
-            for split in found for path in sorted((root / split / "image").glob("*.jpg"))]  # fmt: skip
+        raise FileNotFoundError(
+            f"{root / next(iter(splits)) / 'image'}: folder is missing; unpack the data set so that it exists"
+        )
+    return [
+        _labelled(f"{split}-{path.stem}", path, root / split / "label" / f"{path.stem}.png", positive)
+        for split in found
+        for path in sorted((root / split / "image").glob("*.jpg"))
+    ]
 
 
 def dram(root: Path) -> list[Entry]:
     """`test/<movement>/<artist>/<name>.jpg` and the label map beside it, `<name>.png`: VOC's class ids, 255 is ignored; a mask a class."""
     folder = existing(root / "test")
     paths = sorted(folder.rglob("*.jpg"))
-    return [_labelled("-".join(path.relative_to(folder).with_suffix("").parts), path, path.with_suffix(".png"), _voc_counts) for path in paths]
+    return [
+        _labelled(
+            "-".join(path.relative_to(folder).with_suffix("").parts),
+            path,
+            path.with_suffix(".png"),
+            _voc_counts,
+        )
+        for path in paths
+    ]
 
 
 def _voc_counts(value: int) -> bool:
@@ -58,7 +79,15 @@ def _voc_counts(value: int) -> bool:
 def ishape(root: Path, split: str = "val") -> list[Entry]:
     """`<class>/<split>/image/<id>.jpg` and `<class>/<split>/instance_map/<id>.png`, 16 bit; a mask an instance above 0."""
     paths = sorted(existing(root).glob(f"*/{split}/image/*.jpg"))
-    return [_labelled(f"{path.parts[-4]}-{path.stem}", path, path.parents[1] / "instance_map" / f"{path.stem}.png", positive) for path in paths]
+    return [
+        _labelled(
+            f"{path.parts[-4]}-{path.stem}",
+            path,
+            path.parents[1] / "instance_map" / f"{path.stem}.png",
+            positive,
+        )
+        for path in paths
+    ]
 
 
 def gtav(root: Path, first: int = 2500) -> list[Entry]:
@@ -82,9 +111,14 @@ def ndd20(root: Path) -> list[Entry]:
             raise FileNotFoundError(f"{path}: file is missing; put the data set's annotations there")
         try:
             records = sorted(json.loads(path.read_bytes()).values(), key=lambda record: record["filename"])
-            outlines = [[_polygon(region["shape_attributes"]) for region in _listed(record["regions"])] for record in records]
+            outlines = [
+                [_polygon(region["shape_attributes"]) for region in _listed(record["regions"])]
+                for record in records
+            ]
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path}: not a whole VIA file ({type(error).__name__}: {error}); download it again") from None
+            raise ValueError(
+                f"{path}: not a whole VIA file ({type(error).__name__}: {error}); download it again"
+            ) from None
         for record, polygons in zip(records, outlines):
             image = root / folder / record["filename"]
             found = [(str(k), [polygon]) for k, polygon in enumerate(polygons)]
@@ -115,7 +149,11 @@ def ibd(root: Path) -> list[Entry]:
     label maps with a mask for each value above 0 (a plain 0/255 mask is one)."""
     if any((root / folder / "annotations.json").is_file() for folder in (".", "annotations")):
         return coco(root, "annotations.json")
-    images = sorted(path for path in existing(root / "images").iterdir() if path.suffix.lower() in (".png", ".jpg", ".jpeg", ".tif"))
+    images = sorted(
+        path
+        for path in existing(root / "images").iterdir()
+        if path.suffix.lower() in (".png", ".jpg", ".jpeg", ".tif")
+    )
     return [_labelled(path.stem, path, root / "masks" / f"{path.stem}.png", positive) for path in images]
 
 
@@ -125,7 +163,16 @@ def _labelled(name: str, image: Path, labels: Path, counts: Callable[[int], bool
 
 ADDITIONAL = {
     name: Source((f"additional/{name}",), adapter, UNSPECIFIED)
-    for name, adapter in {"Cityscapes": cityscapes, "EgoHOS": egohos, "DRAM": dram, "iShape": ishape, "GTAV": gtav, "NDD20": ndd20, "TrashCan": trashcan, "IBD": ibd}.items()
+    for name, adapter in {
+        "Cityscapes": cityscapes,
+        "EgoHOS": egohos,
+        "DRAM": dram,
+        "iShape": ishape,
+        "GTAV": gtav,
+        "NDD20": ndd20,
+        "TrashCan": trashcan,
+        "IBD": ibd,
+    }.items()
 }
 """The sets of Table 19 in its order, under `additional/`."""
 

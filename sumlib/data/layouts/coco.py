@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 from pycocotools import mask as coco_mask
 
+from sumlib.base.masks import rle_decode
 from sumlib.data.dataset import Entry, Loaded
 from sumlib.data.images import BadSampleError, is_turned, read_image
-from sumlib.base.masks import rle_decode
 
 PACKS = ("entity_01_11580", "entity_02_11598", "entity_03_10049")
 SUBPARTS = range(27, 46)
@@ -18,7 +18,9 @@ SUBPARTS = range(27, 46)
 EMPTY = "mask is empty and left out; remove the annotation or restore its segmentation"
 
 
-def coco(root: Path, annotations: str, images: str = "images", keep: Callable[[dict], bool] | None = None) -> list[Entry]:
+def coco(
+    root: Path, annotations: str, images: str = "images", keep: Callable[[dict], bool] | None = None
+) -> list[Entry]:
     """COCO JSON `annotations` beside a folder `images`; one mask an annotation, in the file's order.
 
     Segmentations may be polygons, compressed or uncompressed RLE, or empty; empty ones and those outside the
@@ -32,10 +34,16 @@ def coco(root: Path, annotations: str, images: str = "images", keep: Callable[[d
         by_image = {key: kept for key, found in by_image.items() if (kept := [a for a in found if keep(a)])}
     entries = []
     for record in content["images"]:
-        found = [(str(a["id"]), a.get("segmentation")) for a in by_image.get(record["id"], []) if not a.get("iscrowd")]
+        found = [
+            (str(a["id"]), a.get("segmentation"))
+            for a in by_image.get(record["id"], [])
+            if not a.get("iscrowd")
+        ]
         if found or keep is None:
             image = root / images / record["file_name"]
-            entries.append(Entry(image.stem, image, partial(load_coco, image, path, found, _record_size(record))))
+            entries.append(
+                Entry(image.stem, image, partial(load_coco, image, path, found, _record_size(record)))
+            )
     return entries
 
 
@@ -59,7 +67,9 @@ def entityseg(root: Path, split: str, pack: str | None = None) -> list[Entry]:
             load = partial(load_coco, image, path, found, _record_size(record))
             entries.append(Entry(f"{own}-{image.stem}", image, load))
     if not entries:
-        raise ValueError(f"{path}: no image of pack {pack}; its `file_name` entries should begin with the pack's name")
+        raise ValueError(
+            f"{path}: no image of pack {pack}; its `file_name` entries should begin with the pack's name"
+        )
     return entries
 
 
@@ -138,15 +148,22 @@ def run_total(counts: str | bytes | list[int]) -> int:
     """
     if isinstance(counts, list):
         return sum(counts) if min(counts) >= 0 else -1
-    codes = np.frombuffer(counts.encode() if isinstance(counts, str) else counts, np.uint8).astype(np.int64) - 48
-    ends = np.flatnonzero(codes & 32 == 0)  # six bits a character: five of the number, one that says "more follows"
+    codes = (
+        np.frombuffer(counts.encode() if isinstance(counts, str) else counts, np.uint8).astype(np.int64) - 48
+    )
+    ends = np.flatnonzero(
+        codes & 32 == 0
+    )  # six bits a character: five of the number, one that says "more follows"
     lengths = np.diff(ends, prepend=-1)
     if codes.min() < 0 or codes.max() > 63 or codes[-1] & 32 or lengths.max() > 6:
         return -1
     place = np.arange(len(codes)) - np.repeat(ends - lengths + 1, lengths)
     runs = np.add.reduceat((codes & 31) << 5 * place, ends - lengths + 1)
     runs -= np.where(codes[ends] & 16, 1 << 5 * lengths, 0)  # sign of the number
-    runs[1::2], runs[2::2] = runs[1::2].cumsum(), runs[2::2].cumsum()  # from the fourth on, differences to two before
+    runs[1::2], runs[2::2] = (
+        runs[1::2].cumsum(),
+        runs[2::2].cumsum(),
+    )  # from the fourth on, differences to two before
     return int(runs.sum()) if runs.min() >= 0 else -1
 
 
@@ -158,7 +175,9 @@ def read_coco(path: Path) -> tuple[dict, dict[int, list[dict]]]:
         for annotation in content["annotations"]:
             by_image[annotation["image_id"]].append(annotation)
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: not a whole COCO file ({type(error).__name__}: {error}); download it again") from None
+        raise ValueError(
+            f"{path}: not a whole COCO file ({type(error).__name__}: {error}); download it again"
+        ) from None
     return content, by_image
 
 
@@ -184,7 +203,11 @@ def _record_size(record: dict) -> list[int] | None:
 
 def _misfit(image_path: Path, json_path: Path, reason: str) -> BadSampleError:
     turned = is_turned(image_path)
-    remedy = "the image carries an EXIF orientation: turn the masks, or remove the tag" if turned else "restore the pair"
+    remedy = (
+        "the image carries an EXIF orientation: turn the masks, or remove the tag"
+        if turned
+        else "restore the pair"
+    )
     return BadSampleError(json_path, f"does not fit the image {image_path}: {reason}; {remedy}")
 
 

@@ -27,7 +27,9 @@ def lv_mhp(root: Path, split: str = "val") -> list[Entry]:
     if listing.is_file():
         ids = [Path(line).stem for line in listing.read_text().split()]
     else:
-        ids = sorted({f.stem for f in existing(images).glob("*.jpg")} | set(people), key=lambda i: (len(i), i))
+        ids = sorted(
+            {f.stem for f in existing(images).glob("*.jpg")} | set(people), key=lambda i: (len(i), i)
+        )
     return [
         Entry(i, images / f"{i}.jpg", partial(load_labels, images / f"{i}.jpg", tuple(people[i]), positive))
         for i in ids
@@ -40,9 +42,15 @@ def easyportrait(root: Path, split: str = "val") -> list[Entry]:
     Parts are the labels of `PORTRAIT_PARTS`. "The first 1,000 of val" is taken in the order of the names.
     """
     images, labels = root / "images" / split, root / "annotations" / split
-    stems = {f.stem for f in existing(images).glob("*.jpg")} | {f.stem for f in existing(labels).glob("*.png")}
+    stems = {f.stem for f in existing(images).glob("*.jpg")} | {
+        f.stem for f in existing(labels).glob("*.png")
+    }
     return [
-        Entry(s, images / f"{s}.jpg", partial(load_labels, images / f"{s}.jpg", (labels / f"{s}.png",), _portrait_part))
+        Entry(
+            s,
+            images / f"{s}.jpg",
+            partial(load_labels, images / f"{s}.jpg", (labels / f"{s}.png",), _portrait_part),
+        )
         for s in sorted(stems)
     ]
 
@@ -67,7 +75,9 @@ def load_labels(image_path: Path, label_paths: tuple[Path, ...], counts: Callabl
         masks += [found == value for value in np.unique(found).tolist() if counts(value)]
     if not masks:
         where = label_paths[0] if label_paths else image_path
-        raise BadSampleError(where, f"holds no mask for the image {image_path}; remove it or restore its label map")
+        raise BadSampleError(
+            where, f"holds no mask for the image {image_path}; remove it or restore its label map"
+        )
     return image, np.stack(masks), {}
 
 

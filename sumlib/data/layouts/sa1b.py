@@ -26,7 +26,9 @@ def sa1b(root: Path) -> list[Entry]:
     parts = {path.stem: path for path in sorted(root.glob("sa_*.tar"))}
     parts |= {path.name: path for path in sorted(root.glob("sa_*")) if path.is_dir()}
     if not parts:
-        raise FileNotFoundError(f"{root}: holds no sa_000000 folder and no sa_000000.tar; put SA-1B's parts there")
+        raise FileNotFoundError(
+            f"{root}: holds no sa_000000 folder and no sa_000000.tar; put SA-1B's parts there"
+        )
     entries = []
     for _, part in sorted(parts.items()):
         entries += _from_folder(part) if part.is_dir() else _from_archive(part)
@@ -75,7 +77,9 @@ def _from_archive(archive: Path) -> list[Entry]:
     try:
         members = {Path(m.name).name: m for m in _members(archive, zipped)}
     except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
-        raise ValueError(f"{archive}: archive is truncated or no tar file ({error}); download it again") from error
+        raise ValueError(
+            f"{archive}: archive is truncated or no tar file ({error}); download it again"
+        ) from error
 
     def load(stem: str) -> partial:
         member = members[f"{stem}.jpg"]
@@ -90,7 +94,11 @@ def _entries(part: Path, names, load) -> list[Entry]:
     described = {n[:-5] for n in names if n.startswith("sa_") and n.endswith(".json")}
     ordered = sorted(images | described, key=lambda stem: (len(stem), stem))
     return [
-        Entry(stem, part / f"{stem}.jpg", load(stem) if stem in images else partial(missing, part / f"{stem}.jpg"))
+        Entry(
+            stem,
+            part / f"{stem}.jpg",
+            load(stem) if stem in images else partial(missing, part / f"{stem}.jpg"),
+        )
         for stem in ordered
     ]
 
