@@ -13,11 +13,12 @@ import pandas as pd
 import torch
 from torch import nn
 
+from sumlib.base.device import best_device, seeded
 from sumlib.config.params import Config, FinetuneConfig
 from sumlib.config.runs import RunConfig
 from sumlib.methods.teacher import SecondDecoder, Teacher
 from sumlib.model.foundation import load_foundation
-from sumlib.model.sum import Sum, best_device, seeded
+from sumlib.model.sum import Sum
 from sumlib.train.batches import HumanSource, PseudoSource, collate, open_sources
 from sumlib.train.interactive import agreement_step, consistency_step, hq_step, interactive_step
 from sumlib.train.loop import Schedule, fingerprint, fit

@@ -13,6 +13,7 @@ from segment_anything.modeling import ImageEncoderViT
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sumlib.base.device import seeded
 from sumlib.base.masks import mask_box, resized
 from sumlib.base.parallel import each
 from sumlib.base.progress import with_bar
@@ -21,7 +22,7 @@ from sumlib.data.dataset import Sample
 from sumlib.methods.hq_sam import hq_parameters, noised_mask
 from sumlib.model.adapters import add_adapters
 from sumlib.model.checkpoint import build_like
-from sumlib.model.sum import Sum, seeded
+from sumlib.model.sum import Sum
 from sumlib.refiner.measure import measure_refinement
 from sumlib.refiner.module import Refiner, train_refiner
 from sumlib.refiner.pairs import Pairs, make_pairs

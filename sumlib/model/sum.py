@@ -4,8 +4,6 @@ The networks are `segment-anything`'s own classes; this module adds the task pro
 batch (SAM's `MaskDecoder.forward` takes one image).
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from copy import deepcopy
 
 import numpy as np
@@ -280,16 +278,3 @@ class SumPredictor(SamPredictor):
             return super().predict(*args, **kwargs)
         finally:
             self.features = plain
-
-
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Modules made inside draw their first weights from ``seed``: torch's come from the global generator, which is left as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        yield
-
-
-def best_device() -> torch.device:
-    """The GPU where there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
