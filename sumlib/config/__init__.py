@@ -5,7 +5,7 @@ from sumlib.base.lazy import face
 __getattr__, __dir__, __all__ = face(
     __name__,
     {
-        "params": ["Config", "load_config"],
+        "params": ["Config", "DatasetConfig", "load_config", "load_datasets"],
         "runs": ["RunConfig"],
         "schema": ["ConfigError"],
     },

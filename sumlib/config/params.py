@@ -8,7 +8,7 @@ models: `runs` (fine-tuned) and `baselines` (evaluated only). The profile is, in
 import difflib
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
@@ -63,6 +63,29 @@ class DataConfig:
     """Human-annotated data sets of each budget (METHOD.md section 6)."""
     human_to_unlabeled: dict[Budget, Positive]
     """Human images for one unlabeled image in a training batch, for each budget (METHOD.md section 5)."""
+
+
+DATASET_ROLES = ("train", "dev", "test", "additional")
+
+
+@dataclass(frozen=True)
+class DatasetConfig:
+    """One data set: where it lies under the data root and how it is read."""
+
+    folders: tuple[str, ...]
+    """Relative to the data root; the first that exists is read."""
+    layout: str
+    """Its reader, "<file of sumlib/data/layouts>.<function>", for example "pairs.hqseg"."""
+    task: Annotated[str, OneOf(("unspecified", "salient", "entity", "part"))]
+    """What kind of mask it holds (`sumlib.data.tasks.Task`, in small letters)."""
+    group: str = ""
+    """Group of the tables that it counts in: "salient", "entity", "part", "additional"; empty: none."""
+    first: Count | None = None
+    """Only this many samples, as the paper does; null: all."""
+    options: dict = field(default_factory=dict)
+    """Keyword arguments of the layout's function beside the folder."""
+    role: str = ""
+    """What it is for: one of `DATASET_ROLES`, the part of section `datasets` that holds it."""
 
 
 @dataclass(frozen=True)
@@ -195,6 +218,8 @@ class Config:
     evaluate: EvaluateConfig
     runs: dict[str, RunConfig]
     """Every model by name: the baselines, then the fine-tuned runs."""
+    datasets: dict[str, DatasetConfig]
+    """Every data set by name, those of all roles, in the order of the file."""
 
     @property
     def data_root(self) -> Path:
@@ -243,20 +268,14 @@ class Config:
         ]
 
 
-SECTIONS = {name: hint for name, hint in get_type_hints(Config).items() if name not in ("profile", "runs")}
+SECTIONS = {
+    name: hint for name, hint in get_type_hints(Config).items() if name not in ("profile", "runs", "datasets")
+}
 
 
 def load_config(profile: str | None = None, path: Path = PARAMS) -> Config:
     """Read and check `path`. Raises ConfigError, or FileNotFoundError if the file is missing."""
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} not found; restore it with `git checkout {path.name}`")
-    try:
-        params = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path.name}: not valid YAML: {' '.join(str(error).split())}") from None
-    reader = Reader(path.name)
-    params = reader.mapping(params, "", ("profile", *SECTIONS, "baselines", "runs"))
+    reader, params = _read(path)
     chosen = profile or os.environ.get("SUM_PROFILE") or params["profile"]
     sections = {name: _section(reader, kind, params[name], name, chosen) for name, kind in SECTIONS.items()}
     baselines, runs = (read_runs(reader, params[name], name) for name in ("baselines", "runs"))
@@ -266,11 +285,45 @@ def load_config(profile: str | None = None, path: Path = PARAMS) -> Config:
         )
     if settings.human_prompts > settings.prompts_per_image:
         reader.fail(
-            f"finetune.{chosen}.human_prompts is {settings.human_prompts}; allowed: at most prompts_per_image, {settings.prompts_per_image}"
+            f"finetune.{chosen}.human_prompts is {settings.human_prompts}; "
+            f"allowed: at most prompts_per_image, {settings.prompts_per_image}"
         )
     if both := baselines.keys() & runs.keys():
         reader.fail(f"runs.{min(both)} has the name of a baseline; give it another")
-    return Config(profile=chosen, runs=baselines | runs, **sections)
+    datasets = _datasets(reader, params["datasets"])
+    return Config(profile=chosen, runs=baselines | runs, datasets=datasets, **sections)
+
+
+def load_datasets(path: Path = PARAMS) -> dict[str, DatasetConfig]:
+    """Section `datasets` of `path` alone: every data set by name. Raises as `load_config`."""
+    reader, params = _read(path)
+    return _datasets(reader, params["datasets"])
+
+
+def _read(path: Path) -> tuple[Reader, dict[str, Any]]:
+    """A reader for `path` and its sections as plain values."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} not found; restore it with `git checkout {path.name}`")
+    try:
+        params = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path.name}: not valid YAML: {' '.join(str(error).split())}") from None
+    reader = Reader(path.name)
+    return reader, reader.mapping(params, "", ("profile", *SECTIONS, "datasets", "baselines", "runs"))
+
+
+def _datasets(reader: Reader, section: Any) -> dict[str, DatasetConfig]:
+    """All data sets of the roles of one section by name; no name may stand twice."""
+    datasets: dict[str, DatasetConfig] = {}
+    for role, entries in reader.mapping(section, "datasets", DATASET_ROLES).items():
+        if not isinstance(entries, Mapping):
+            reader.fail(f"datasets.{role} must hold a data set for each key, not {entries!r}")
+        for name, entry in entries.items():
+            if name in datasets:
+                reader.fail(f"datasets.{role}.{name} stands under {datasets[name].role}, too; remove one")
+            datasets[name] = reader.record(DatasetConfig, entry, f"datasets.{role}.{name}", role=role)
+    return datasets
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):

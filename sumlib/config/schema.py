@@ -81,7 +81,7 @@ class Reader:
         """A dataclass from a mapping; `given` are fields that the file does not hold."""
         hints = get_type_hints(kind, include_extras=True)
         known = [field for field in fields(kind) if field.name not in given]
-        required = [field.name for field in known if field.default is MISSING]
+        required = [f.name for f in known if f.default is MISSING and f.default_factory is MISSING]
         value = self.mapping(value, where, [field.name for field in known], required)
         return kind(
             **given, **{key: self.value(hints[key], item, f"{where}.{key}") for key, item in value.items()}
@@ -108,6 +108,10 @@ class Reader:
         if origin is dict:
             value = self.mapping(value, where, get_args(args[0])[1])
             return {key: self.value(args[1], item, f"{where}.{key}") for key, item in value.items()}
+        if hint is dict:  # any keys, all of them texts
+            if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+                self.fail(f"{where} is {value!r}; allowed: named values")
+            return dict(value)
         return self.record(hint, value, where) if is_dataclass(hint) else self.scalar(hint, value, where)
 
     def scalar(self, kind: type, value: Any, where: str) -> Any:
