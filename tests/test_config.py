@@ -214,22 +214,37 @@ def test_unknown_run_names_the_nearest():
         (
             HUMAN,
             HUMAN + ", tuning: lorra",
-            "runs.human-small.tuning is 'lorra'; allowed: one of full, decoder, adapter, lora, hq",
+            "runs.human-small.tuning is 'lorra'; allowed: one of full, decoder, adapter, lora",
         ),
         (
             f"{SUM}, pseudo_labels: small, unlabeled: true, uncertainty_loss: true",
-            f"{SUM}, pseudo_labels: small, consistency: mixed, unlabeled: true",
-            "runs.sum-small.uncertainty_sampling is True; allowed: False with consistency alone, whose masks have no certainty",
+            f"{SUM}, pseudo_labels: small, method: augseg, consistency: mixed, unlabeled: true",
+            "runs.sum-small.uncertainty_sampling is True; allowed: False with method augseg alone, whose masks have no certainty",
         ),
         (
             SUM,
-            SUM + ", consistency: mixed, tuning: hq",
-            "runs.sum-small.consistency is 'mixed'; allowed: 'none' with tuning hq, which trains on one prompt",
+            SUM + ", consistency: mixed, method: hq_sam",
+            "runs.sum-small.consistency is 'mixed'; allowed: 'none' without method: augseg",
+        ),
+        (
+            SUM + ", pseudo_labels: small",
+            SUM + ", pseudo_labels: small, method: u2p",
+            "runs.sum-small.method is 'u2p'; the nearest are: u2pl",
+        ),
+        (
+            SUM + ", pseudo_labels: small",
+            SUM + ", pseudo_labels: small, method: u2pl",
+            "runs.sum-small.contrast is 0.0; allowed with method u2pl: above 0",
+        ),
+        (
+            SUM + ", pseudo_labels: small",
+            SUM + ", pseudo_labels: small, uncertainty: two-decoders",
+            "runs.sum-small.uncertainty is 'two-decoders'; allowed without method: discrepancy: refinement",
         ),
         (
             SUM,
-            SUM + ", consistency: box, uncertainty: discrepancy",
-            "runs.sum-small.uncertainty is 'discrepancy'; allowed: 'refinement' with consistency",
+            SUM + ", method: augseg, consistency: box, uncertainty: discrepancy",
+            "runs.sum-small.uncertainty is 'discrepancy'; allowed: 'refinement' with method augseg",
         ),
         (
             f"{SUM}, pseudo_labels: small",

@@ -1,7 +1,11 @@
 """The models of the comparison: what an entry of `runs` or `baselines` in `params.yaml` may say."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Annotated, Any
 
 from sumlib.config.schema import Fraction, NonNegative, OneOf, Reader, Seed
@@ -9,8 +13,12 @@ from sumlib.config.schema import Fraction, NonNegative, OneOf, Reader, Seed
 Budget = Annotated[str, OneOf(("small", "medium", "large"))]
 Backbone = Annotated[str, OneOf(("vit_h", "vit_l", "vit_b"))]
 LABELLERS = ("sam", "vit_l", "vit_b", "sum")
-"""Who makes pseudo-labels and maps: SAM, SAM with another backbone, or SUM, fine-tuned at FT-Medium (self-training)."""
+"""Who makes pseudo-labels and maps: SAM, SAM with another backbone, or SUM at FT-Medium (self-training)."""
 TRAIN_SETS = {"none": "none", "small": "FT-Small", "medium": "FT-Medium", "large": "FT-Large"}
+SUM = "sum"
+"""The method of SUM itself, of its ablations and of its baselines."""
+DISAGREEMENTS = ("discrepancy", "two-decoders")
+"""Certainties that a second model gives while it is trained."""
 
 
 @dataclass(frozen=True)
@@ -39,24 +47,28 @@ class RunConfig:
     """First prompts evaluated for this model besides `evaluate.prompts`."""
     extra_settings: tuple[Annotated[str, OneOf(("oracle", "single"))], ...] = ()
     """Settings evaluated for this model besides `evaluate.settings`."""
-    tuning: Annotated[str, OneOf(("full", "decoder", "adapter", "lora", "hq"))] = "full"
-    """What moves: everything; the prompt encoder and mask decoder; these and adapters, or low-rank updates, in the frozen image encoder; or
-    HQ-SAM's head alone, by its recipe: one prompt of random kind, no rounds."""
+    method: str = SUM
+    """How it is trained: "sum" (interactive rounds, human-only and Vanilla too), or a file of methods/."""
+    tuning: Annotated[str, OneOf(("full", "decoder", "adapter", "lora"))] = "full"
+    """Which weights are trained: full = all; decoder = prompt encoder and mask decoder; adapter, lora = those
+    plus adapters, or low-rank updates, in the frozen image encoder."""
     theta: Fraction | None = None
     """Certainty above which a pixel counts in the dice loss, if not `finetune.theta`."""
     uncertainty: Annotated[str, OneOf(("refinement", "confidence", "discrepancy", "two-decoders"))] = (
         "refinement"
     )
-    """What the certainty of pseudo-labels comes from: the refined masks, SAM's own logits, or how far student and EMA teacher, or two decoders, agree."""
+    """What the certainty of pseudo-labels comes from: the refined masks, or SAM's own logits; with method
+    discrepancy how far student and EMA teacher (discrepancy), or two decoders (two-decoders), agree."""
     consistency: Annotated[str, OneOf(("none", "mixed", "mixed-multi", "box", "uniform-point"))] = "none"
-    """AugSeg: the masks of an EMA teacher, for prompts of that kind; "mixed-multi" over all rounds, else over one. They stand in for the pseudo-labels,
-    or, with `uncertainty_loss`, beside them, half of the weight each."""
+    """With method augseg: which prompts the EMA teacher answers; "mixed-multi" trains on its masks in all
+    rounds, the others in one. They replace the pseudo-labels, or, with `uncertainty_loss`, both are used, with half
+    of the weight each."""
     contrast: NonNegative = 0.0
-    """Weight of U2PL's contrastive loss."""
+    """With method u2pl: weight of the contrastive loss."""
     backbone: Backbone = "vit_h"
     """Foundation model that it starts from, or that a baseline is."""
     pseudo_labels: str = ""
-    """File of pseudo-labels and maps, `label_name` of the budget and of who made them; empty: none is read."""
+    """File of pseudo-labels and maps, `label_name` of the budget and of who made them; empty: none."""
 
     @property
     def train_set(self) -> str:
@@ -73,6 +85,27 @@ def label_name(budget: str, labeller: str) -> str:
     return budget if labeller == "sam" else f"{budget}-{labeller}"
 
 
+def method_names() -> list[str]:
+    """What `RunConfig.method` may say: "sum", and the files of sumlib/methods/ that state a METHOD.
+
+    The files are read, not imported: they need torch.
+    """
+    folders = find_spec("sumlib.methods").submodule_search_locations
+    files = sorted(file for folder in folders for file in Path(folder).glob("*.py"))
+    return [SUM, *(file.stem for file in files if _STATES_A_METHOD.search(file.read_text(encoding="utf-8")))]
+
+
+def nearest(name: str, known: list[str]) -> str:
+    """The names of ``known`` that are most like ``name``, or all of them, for an error message.
+
+    >>> nearest("u2p", ["sum", "augseg", "u2pl"])
+    'u2pl'
+    """
+    return ", ".join(get_close_matches(str(name), known, n=3, cutoff=0.5) or known)
+
+
+_STATES_A_METHOD = re.compile(r"^METHOD = [A-Z]\w*$", re.MULTILINE)
+
 _MEANINGLESS = (
     (
         "while unlabeled is false",
@@ -87,19 +120,46 @@ _MEANINGLESS = (
             "contrast": 0.0,
         },
     ),
+    ("without method: augseg", lambda run: run.method != "augseg", {"consistency": "none"}),
+    ("without method: u2pl", lambda run: run.method != "u2pl", {"contrast": 0.0}),
     (
-        "with consistency alone, whose masks have no certainty",
-        lambda run: run.consistency != "none" and not run.uncertainty_loss,
-        {"uncertainty_sampling": False, "labels": "sam", "contrast": 0.0},
+        "with method augseg alone, whose masks have no certainty",
+        lambda run: run.method == "augseg" and not run.uncertainty_loss,
+        {"uncertainty_sampling": False, "labels": "sam"},
     ),
-    ("with consistency", lambda run: run.consistency != "none", {"uncertainty": "refinement"}),
+    ("with method augseg", lambda run: run.method == "augseg", {"uncertainty": "refinement"}),
     (
-        "with tuning hq, which trains on one prompt",
-        lambda run: run.tuning == "hq" and run.uncertainty != "confidence",
-        {"uncertainty": "refinement", "consistency": "none", "contrast": 0.0},
+        "with method hq_sam, which trains its head alone",
+        lambda run: run.method == "hq_sam",
+        {"tuning": "full"},
     ),
 )
-"""Combinations of a run's settings that mean nothing: (why, when, what the settings must be)."""
+"""Combinations of settings that are rejected because they have no effect: (why, when, allowed values)."""
+
+_NEEDED = (
+    ("augseg", "consistency", lambda value: value != "none", "mixed, mixed-multi, box or uniform-point"),
+    ("u2pl", "contrast", lambda value: value > 0, "above 0"),
+    ("discrepancy", "uncertainty", lambda value: value in DISAGREEMENTS, " or ".join(DISAGREEMENTS)),
+)
+"""What a method needs to be told: (method, key, test, allowed values)."""
+
+
+def _check_method(reader: Reader, run: RunConfig, where: str) -> None:
+    """The method exists, has what it needs and nothing without effect."""
+    if run.method not in (known := method_names()):
+        reader.fail(f"{where}.method is {run.method!r}; the nearest are: {nearest(run.method, known)}")
+    for condition, when, settings in _MEANINGLESS:
+        for key, off in settings.items():
+            if when(run) and getattr(run, key) != off:
+                reader.fail(f"{where}.{key} is {getattr(run, key)!r}; allowed: {off!r} {condition}")
+    for method, key, fits, allowed in _NEEDED:
+        if run.method == method and not fits(getattr(run, key)):
+            reader.fail(f"{where}.{key} is {getattr(run, key)!r}; allowed with method {method}: {allowed}")
+    if run.method != "discrepancy" and run.uncertainty in DISAGREEMENTS:
+        reader.fail(
+            f"{where}.uncertainty is {run.uncertainty!r}; allowed without method: discrepancy: "
+            "refinement or confidence"
+        )
 
 
 def read_runs(reader: Reader, entries: Any, where: str) -> dict[str, RunConfig]:
@@ -119,10 +179,8 @@ def read_runs(reader: Reader, entries: Any, where: str) -> dict[str, RunConfig]:
         known = [label_name(run.budget, labeller) for labeller in LABELLERS]
         if run.unlabeled and run.pseudo_labels not in known:
             reader.fail(
-                f"{named}.pseudo_labels is {run.pseudo_labels!r}; allowed with budget {run.budget}: one of {', '.join(known)}"
+                f"{named}.pseudo_labels is {run.pseudo_labels!r}; allowed with budget {run.budget}: "
+                f"one of {', '.join(known)}"
             )
-        for condition, when, settings in _MEANINGLESS:
-            for key, off in settings.items():
-                if when(run) and getattr(run, key) != off:
-                    reader.fail(f"{named}.{key} is {getattr(run, key)!r}; allowed: {off!r} {condition}")
+        _check_method(reader, run, named)
     return runs
