@@ -76,7 +76,7 @@ def imported(source: str, name: str = "", *, root: Path | None = None) -> set[st
     """
     root = ROOT if root is None else root
     modules: set[str] = set()
-    for node in _runtime_nodes(ast.parse(source)):
+    for node in _imports(source):
         if isinstance(node, ast.Import):
             for alias in node.names:
                 modules |= _whole(alias.name, root)
@@ -100,7 +100,18 @@ def tree_hash(source: str) -> str:
             statements = getattr(node, field, None)
             if isinstance(statements, list):
                 setattr(node, field, [statement for statement in statements if not _is_text(statement)])
-    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
+    return hashlib.sha256(_dump(tree).encode()).hexdigest()
+
+
+def _dump(node: object) -> str:
+    """Like `ast.dump`, but the same in all versions of Python: fields that are empty are left out."""
+    if isinstance(node, ast.AST):
+        fields = ((name, value) for name, value in ast.iter_fields(node) if value not in (None, []))
+        inner = ", ".join(f"{name}={_dump(value)}" for name, value in fields if name != "kind")
+        # the constant None is the one whose empty value means something
+        inner = inner or ("value=None" if isinstance(node, ast.Constant) else "")
+        return f"{type(node).__name__}({inner})"
+    return f"[{', '.join(map(_dump, node))}]" if isinstance(node, list) else repr(node)
 
 
 def module_file(name: str, root: Path | None = None) -> Path | None:
@@ -116,11 +127,25 @@ def face_table(name: str, root: Path | None = None) -> dict[str, str] | None:
     file = module_file(name, root)
     if file is None or file.name != "__init__.py":
         return None
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+    groups = _face_groups(file.read_text(encoding="utf-8"))
+    if groups is None:
+        return None
+    return {public: f"{name}.{module}" for module, group in groups.items() for public in group}
+
+
+@cache
+def _face_groups(source: str) -> dict[str, list[str]] | None:
+    """The table of a lazy face, {module: its public names}, as it stands in the file."""
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "face":
-            groups = ast.literal_eval(node.args[1])
-            return {public: f"{name}.{module}" for module, group in groups.items() for public in group}
+            return ast.literal_eval(node.args[1])
     return None
+
+
+@cache
+def _imports(source: str) -> list[ast.Import | ast.ImportFrom]:
+    """The import statements that are run in ``source``."""
+    return [node for node in _runtime_nodes(ast.parse(source)) if isinstance(node, ast.Import | ast.ImportFrom)]
 
 
 def _whole(name: str, root: Path) -> set[str]:

@@ -1,27 +1,26 @@
-"""Notebooks as pipeline steps: their code as a stable file, their execution as a stable notebook.
+"""Notebooks as pipeline steps: their code as stable files, their execution as a stable notebook.
 
-    python -m sumlib.pipeline.notebook code                                         -> artifacts/notebooks/code/NAME.py of every notebook
-    python -m sumlib.pipeline.notebook run NAME [-p KEY VALUE ...] --output PATH    -> the executed notebook
+    python -m sumlib.pipeline.notebook code                 writes artifacts/notebooks/code/ (sumlib.pipeline.code)
+    python -m sumlib.pipeline.notebook run NAME [-p KEY VALUE ...] --output PATH     writes the executed notebook
+    python -m sumlib.pipeline.notebook check                lists data and checkpoints that the profile lacks
 
-DVC stages depend on their notebook's code file, which also holds the hashes of the modules of sumlib that the notebook uses, and
-of no others: saving outputs or rewriting prose in Jupyter, or changing another method's module, leaves it as it is. (Naming every
-module in every stage of dvc.yaml would do the same, with a dvc.lock so long that DVC spends seconds a stage on it.)
 Executed notebooks are normalised, so that identical runs give identical files.
 """
 
 import argparse
 import ast
 import contextlib
-import hashlib
 import json
 import os
 import re
 import sys
 from pathlib import Path
 
-from sumlib.base.paths import ARTIFACTS, NOTEBOOKS, PARAMS, ROOT
+from sumlib.base.files import write_text
+from sumlib.base.paths import NOTEBOOKS, PARAMS, ROOT
+from sumlib.pipeline.cells import NotebookError, notebook_path, read_cells
+from sumlib.pipeline.code import write_code
 
-CODE = ARTIFACTS / "notebooks" / "code"
 KERNEL_ENV = {
     "TQDM_DISABLE": "1",  # progress bars would make every executed notebook different
     "PYTHONHASHSEED": "0",  # the order of a printed set too
@@ -33,57 +32,6 @@ NOISE = (  # what differs between two runs of the same code, in text outputs
     (re.compile(r"\S*/ipykernel_\d+/\d+\.py"), "<cell>"),
     (re.compile(r"\b0x[0-9a-f]{6,}\b"), "0x0"),
 )
-
-
-class NotebookError(RuntimeError):
-    """A notebook that cannot be read or whose execution failed; the message says which and where to look."""
-
-
-def notebook_path(name: str, folder: Path = NOTEBOOKS) -> Path:
-    """Path of the notebook `name`; NotebookError with the known names if there is none."""
-    path = folder / f"{name}.ipynb"
-    if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in folder.glob("*.ipynb"))) or "none"
-        raise NotebookError(f"no notebook {name!r} in {folder.name}/; it has: {known}")
-    return path
-
-
-def read_cells(path: Path) -> list[dict]:
-    """Cells of a notebook file as JSON objects, `source` joined to one text."""
-    try:
-        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-        return [cell | {"source": "".join(cell["source"])} for cell in cells]
-    except (ValueError, KeyError, TypeError) as error:
-        raise NotebookError(f"{path.name} is not a notebook ({error}); restore it with git") from None
-
-
-def code_of(path: Path) -> str:
-    """The code cells of a notebook, without trailing blanks, empty cells, outputs, prose and metadata."""
-    sources = (cell["source"] for cell in read_cells(path) if cell["cell_type"] == "code")
-    cells = ["\n".join(line.rstrip() for line in source.strip().splitlines()) for source in sources]
-    return "\n\n".join(f"# %%\n{cell}" for cell in cells if cell) + "\n"
-
-
-def code_and_modules(path: Path, root: Path = ROOT) -> str:
-    """`code_of` a notebook, then a comment for each file of sumlib that it uses with the MD5 of its bytes."""
-    code = code_of(path)
-    used = [
-        f"# {file.as_posix()} {hashlib.md5((root / file).read_bytes()).hexdigest()}"
-        for file in modules_used(code, root)
-    ]
-    return "\n".join([code, "# %% uses", *used]) + "\n"
-
-
-def write_code(folder: Path = NOTEBOOKS, output: Path = CODE) -> list[Path]:
-    """Write `artifacts/notebooks/code/<name>.py` of every notebook and return their paths."""
-    paths = []
-    for notebook in sorted(folder.glob("*.ipynb")):
-        paths.append(output / f"{notebook.stem}.py")
-        _write(paths[-1], code_and_modules(notebook))
-    return paths
-
-
-# ---- execution -------------------------------------------------------------------------------------------------------
 
 
 def run(name: str, parameters: dict, output: Path, folder: Path = NOTEBOOKS) -> None:
@@ -123,7 +71,7 @@ def run(name: str, parameters: dict, output: Path, folder: Path = NOTEBOOKS) -> 
         raise NotebookError(f"{what}\nSee {_shown(partial)}") from None
     except RuntimeError as error:  # the kernel died
         raise NotebookError(f"{source.name}: {error}\nSee {_shown(partial)}") from None
-    _write(output, normalise(partial.read_text(encoding="utf-8")))
+    write_text(output, normalise(partial.read_text(encoding="utf-8")))
     partial.unlink()
 
 
@@ -196,77 +144,7 @@ def _check_profile() -> None:
         )
 
 
-# ---- dependencies ----------------------------------------------------------------------------------------------------
-
-
-def modules_used(code: str, root: Path = ROOT) -> list[Path]:
-    """Files of sumlib that `code` imports, directly or through others, relative to `root`, sorted.
-
-    Packages count with their `__init__.py`, unless it holds no statement but its docstring and constants.
-    """
-    found, queue = set(), list(imported_modules(code, root))
-    while queue:
-        path = queue.pop()
-        if path not in found:
-            found.add(path)
-            queue += imported_modules((root / path).read_text(encoding="utf-8"), root, path)
-    return sorted(
-        path for path in found if path.name != "__init__.py" or not _is_plain((root / path).read_text())
-    )
-
-
-def imported_modules(code: str, root: Path = ROOT, path: Path | None = None) -> set[Path]:
-    """Files of sumlib that `code` (of the module `path`) imports itself, relative to `root`."""
-    lines = (
-        "" if line.lstrip().startswith(("%", "!")) else line for line in code.splitlines()
-    )  # IPython magics
-    package = list(path.with_suffix("").parts[:-1]) if path else []
-    found = set()
-    for node in _runtime_nodes(ast.parse("\n".join(lines))):
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            base = package[: len(package) - node.level + 1] if node.level else []
-            base = ".".join([*base, *filter(None, [node.module])])
-            names = [base, *(f"{base}.{alias.name}" for alias in node.names)]
-        else:
-            continue
-        for name in names:
-            found |= _files(name, root)
-    return found
-
-
-def _files(name: str, root: Path) -> set[Path]:
-    """Files that are run by importing the dotted `name` of sumlib: the module and its parent packages."""
-    parts = name.split(".") if name.split(".")[0] == "sumlib" else []
-    paths = [Path(*parts[:end]) for end in range(1, len(parts) + 1)]
-    files = [file for path in paths for file in (path.with_suffix(".py"), path / "__init__.py")]
-    return {file for file in files if (root / file).is_file()}
-
-
-def _runtime_nodes(tree: ast.AST):
-    """All nodes of a tree, except what stands under `if TYPE_CHECKING:`."""
-    for node in ast.iter_child_nodes(tree):
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
-            continue
-        yield node
-        yield from _runtime_nodes(node)
-
-
-def _is_plain(code: str) -> bool:
-    """Whether a module has a docstring and constants only."""
-    return all(isinstance(getattr(node, "value", None), ast.Constant) for node in ast.parse(code).body)
-
-
 # ---- helpers and command line ----------------------------------------------------------------------------------------
-
-
-def _write(path: Path, text: str) -> None:
-    """Write `path` as a whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8", newline="\n")
-    os.replace(temporary, path)
 
 
 def _plain(path: Path) -> str:

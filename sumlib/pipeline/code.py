@@ -1,0 +1,100 @@
+"""What a stage of the pipeline depends on in place of its notebook: a file of hashes that words do not change.
+
+    python -m sumlib.pipeline.notebook code     writes artifacts/notebooks/code/
+
+The code file of a notebook holds a hash of its code cells and one of every module of sumlib that they use, all
+of them of syntax trees (`sumlib.base.code`): saving outputs, rewriting prose, a comment, a docstring or the
+layout of a module leaves it as it is. (Naming every module in every stage of dvc.yaml would do the same, with
+a dvc.lock so long that DVC spends seconds a stage on it.)
+
+The notebooks of `BY_METHOD` run once for each model. They have a code file for each method, with the module
+`sumlib.methods.<method>` and what that imports: a change of a method changes the file of its own runs alone.
+"""
+
+import ast
+from pathlib import Path
+
+from sumlib.base.code import PACKAGE, imported, module_file, modules_used, tree_hash
+from sumlib.base.files import write_text
+from sumlib.base.paths import ARTIFACTS, NOTEBOOKS, ROOT
+from sumlib.pipeline.cells import read_cells
+
+CODE = ARTIFACTS / "notebooks" / "code"
+METHODS = f"{PACKAGE}.methods"
+BY_METHOD = ("finetune", "evaluate")
+"""Notebooks with a code file for each method."""
+PLAIN = "sum"
+"""The method of runs that need no module of `sumlib.methods`."""
+HELPERS = ("registry", "teacher", "refiner_variants")
+"""Modules of `sumlib.methods` that are no method."""
+
+
+def code_files(folder: Path = NOTEBOOKS, root: Path = ROOT) -> dict[str, str]:
+    """Path below the folder of code files -> text, for all notebooks of `folder`.
+
+    `root` is the folder that holds ``sumlib/``.
+    """
+    files = {}
+    for path in sorted(folder.glob("*.ipynb")):
+        cells = code_of(path)
+        if path.stem in BY_METHOD:
+            for method in (PLAIN, *methods(root)):
+                extra = () if method == PLAIN else method_modules(path.stem, method, root)
+                files[f"{path.stem}/{method}.py"] = code_file(cells, extra, root)
+        else:
+            files[f"{path.stem}.py"] = code_file(cells, (), root)
+    return files
+
+
+def code_file(cells: str, extra: tuple[str, ...] = (), root: Path = ROOT) -> str:
+    """The text of a code file: the hash of `cells`, then of each module that they use or `extra` names."""
+    lines = [f"cells {tree_hash(without_magics(cells))}", *magics(cells)]
+    used = modules_used(*imported(without_magics(cells), root=root), *extra, root=root)
+    lines += [f"{name} {tree_hash(module_file(name, root).read_text(encoding='utf-8'))}" for name in used]
+    return "".join(f"# {line}\n" for line in lines)
+
+
+def code_of(path: Path) -> str:
+    """The code cells of a notebook, without trailing blanks, empty cells, outputs, prose and metadata."""
+    sources = (cell["source"] for cell in read_cells(path) if cell["cell_type"] == "code")
+    cells = ["\n".join(line.rstrip() for line in source.strip().splitlines()) for source in sources]
+    return "\n\n".join(f"# %%\n{cell}" for cell in cells if cell) + "\n"
+
+
+def magics(cells: str) -> list[str]:
+    """IPython's own lines of `cells`, which are not Python."""
+    return [line for line in cells.splitlines() if line.lstrip().startswith(("%", "!"))]
+
+
+def without_magics(cells: str) -> str:
+    """`cells` with those lines blank."""
+    lines = cells.splitlines()
+    return "\n".join("" if line.lstrip().startswith(("%", "!")) else line for line in lines)
+
+
+def methods(root: Path = ROOT) -> list[str]:
+    """Names of the methods in sumlib/methods, sorted."""
+    paths = (root / PACKAGE / "methods").glob("*.py")
+    return sorted(path.stem for path in paths if path.stem not in ("__init__", *HELPERS))
+
+
+def method_modules(notebook: str, method: str, root: Path = ROOT) -> tuple[str, ...]:
+    """The module of a method, where the notebook runs it: evaluation needs that of an architecture only."""
+    name = f"{METHODS}.{method}"
+    return (name,) if notebook == "finetune" or defines_architecture(name, root) else ()
+
+
+def defines_architecture(name: str, root: Path = ROOT) -> bool:
+    """Whether a module holds a kind of `Sum` of its own, which its checkpoints are opened with."""
+    tree = ast.parse(module_file(name, root).read_text(encoding="utf-8"))
+    classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
+    return any(ast.unparse(base) == "Sum" for node in classes for base in node.bases)
+
+
+def write_code(folder: Path = NOTEBOOKS, output: Path = CODE, root: Path = ROOT) -> list[Path]:
+    """Write the code files of all notebooks below `output` and return their paths."""
+    paths = []
+    for name, text in code_files(folder, root).items():
+        paths.append(output / name)
+        write_text(paths[-1], text)
+    return paths
