@@ -112,7 +112,7 @@ def hand_batch(target: torch.Tensor, certainty=None, backup=None) -> Batch:
 # ---- prompts -----------------------------------------------------------------------------------------------------------
 
 
-def test_half_of_thefirst_prompts_are_boxes_the_others_points_inside():
+def test_half_of_the_first_prompts_are_boxes_the_others_points_inside():
     target = square(*[(4, 5, 11, 13)] * 400)
     xy, codes = first_prompt(hand_batch(target), None, rng())
     boxed = codes[:, 0] == 2
@@ -588,7 +588,7 @@ def test_students_learn_the_teachers_masks_on_another_view(model, human, pseudo,
 
 
 @pytest.mark.parametrize(("kind", "boxes"), [("box", 60), ("uniform-point", 0), ("mixed", None)])
-def testfirst_prompts_are_of_their_kind(kind, boxes):
+def test_first_prompts_are_of_their_kind(kind, boxes):
     target = torch.zeros(60, 32, 32, dtype=torch.bool)
     target[:, 4:12, 6:20] = True
     pixels = torch.ones(2, 3, 32, 32)
