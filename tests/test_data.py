@@ -226,7 +226,7 @@ TRUTH = {"sumlib.micro.truth", "sumlib.micro.export"}
         "train.loop",
         "train.batches",
         "pseudo.store",
-        "refiner.module",
+        "refiner.training",
         "config.params",
         "evaluate",
         "finetune",

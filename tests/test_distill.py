@@ -1,7 +1,5 @@
 """Smaller micro SAMs: what they inherit, what they learn, and the file they become."""
 
-from functools import partial
-
 import pytest
 import torch
 
@@ -9,6 +7,7 @@ from sumlib.micro.distill import BLOCKS, Distillation, write
 from sumlib.micro.pretrain import FoundationConfig
 from sumlib.micro.scene_store import make_store
 from sumlib.model.checkpoint import load_sam, read_metadata
+from sumlib.train.loop import Checkpoint
 
 CONFIG = FoundationConfig(
     type="micro_b",
@@ -39,7 +38,7 @@ def store():
 @pytest.mark.parametrize("model_type", BLOCKS)
 def test_a_smaller_model_starts_from_some_of_the_larger_ones_blocks(model_type, teacher):
     config = FoundationConfig(type=model_type, workers=1)
-    small, large = Distillation(config, 0, False, teacher=teacher).model.sam, teacher.state_dict()
+    small, large = Distillation(config, False, teacher=teacher).model.sam, teacher.state_dict()
     for name, value in small.state_dict().items():
         parts = name.split(".")
         if name.startswith("image_encoder.blocks."):
@@ -49,28 +48,39 @@ def test_a_smaller_model_starts_from_some_of_the_larger_ones_blocks(model_type, 
     assert kinds == [teacher.image_encoder.blocks[k].window_size for k in BLOCKS[model_type]]
 
 
+class Watching(Distillation):
+    """Keeps the weights after each iteration."""
+
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        self.states = []
+
+    def __call__(self, step, rows):
+        self.states.append({name: value.clone() for name, value in self.model.state_dict().items()})
+
+
+class Dying(Distillation):
+    """Killed in its second iteration."""
+
+    def begin(self, number):
+        super().begin(number)
+        if number == 1:
+            raise KeyboardInterrupt
+
+
 def test_it_learns_the_embeddings_then_the_masks_and_resumes(teacher, store, tmp_path):
-    make = partial(Distillation, CONFIG, 0, bf16=False, teacher=teacher)
-    whole, killed, resumed = make(), make(), make()
-    with torch.no_grad():
-        before = {name: value.clone() for name, value in whole.model.state_dict().items()}
-    losses = [whole.iterate(store) for _ in range(2)]
-    decoder = "sam.mask_decoder.mask_tokens.weight"
-    assert torch.equal(whole.model.state_dict()[decoder], before[decoder])  # embeddings alone so far
-    assert not torch.equal(
-        whole.model.state_dict()["sam.image_encoder.blocks.1.attn.qkv.weight"],
-        before["sam.image_encoder.blocks.1.attn.qkv.weight"],
-    )
-    losses.append(whole.iterate(store))
-    assert not torch.equal(whole.model.state_dict()[decoder], before[decoder])
-    again = [killed.iterate(store)]
-    killed.save(tmp_path / "last.pt")
-    resumed.load(tmp_path / "last.pt")
-    again += [resumed.iterate(store) for _ in range(2)]
-    assert again == losses and all(
-        torch.equal(value, resumed.model.state_dict()[name])
-        for name, value in whole.model.state_dict().items()
-    )
+    whole = Watching(CONFIG, False, teacher=teacher)
+    log = whole.fit(store, every=1)
+    start, _, dense, end = whole.states
+    decoder, encoder = "sam.mask_decoder.mask_tokens.weight", "sam.image_encoder.blocks.1.attn.qkv.weight"
+    assert torch.equal(dense[decoder], start[decoder])  # embeddings alone so far
+    assert not torch.equal(dense[encoder], start[encoder]) and not torch.equal(end[decoder], start[decoder])
+    checkpoint = Checkpoint(tmp_path / "last.pt")
+    with pytest.raises(KeyboardInterrupt):
+        Dying(CONFIG, False, teacher=teacher).fit(store, every=1, checkpoint=checkpoint)
+    resumed = Distillation(CONFIG, False, teacher=teacher)
+    assert resumed.fit(store, every=1, checkpoint=checkpoint).equals(log)
+    assert all(torch.equal(end[name], value) for name, value in resumed.model.state_dict().items())
     assert all(
         torch.equal(a, b)
         for a, b in zip(teacher.state_dict().values(), whole.teacher.sam.state_dict().values())
@@ -78,7 +88,7 @@ def test_it_learns_the_embeddings_then_the_masks_and_resumes(teacher, store, tmp
 
 
 def test_half_precision_is_enough(teacher, tmp_path):
-    state = Distillation(CONFIG, 0, False, teacher=teacher)
+    state = Distillation(CONFIG, False, teacher=teacher)
     expected = {name: value.clone() for name, value in state.model.sam.state_dict().items()}
     write(tmp_path / "b.safetensors", state.model.sam, CONFIG)
     again = load_sam("micro_b", tmp_path / "b.safetensors").state_dict()

@@ -17,6 +17,7 @@ from sumlib.micro.pretrain import FoundationConfig, Pretraining, human_clicks, m
 from sumlib.micro.scene_store import SMALLEST, Batches, make_store
 from sumlib.micro.world import SIZE, coarse
 from sumlib.sampler import first_click, next_click
+from sumlib.train.loop import Checkpoint
 
 CONFIG = FoundationConfig(
     scenes=6, iterations=4, finish=1, dense_only=0.5, images=2, prompts=2, workers=1, seed=3
@@ -118,20 +119,26 @@ def test_human_clicks_by_eye_are_against_the_object_not_its_label():
 # ---- resuming ----------------------------------------------------------------------------------------------------------
 
 
+class Dying(Pretraining):
+    """Killed in its fourth iteration; what it did after its last checkpoint is lost."""
+
+    def begin(self, number):
+        super().begin(number)
+        if number == 3:
+            raise KeyboardInterrupt
+
+
 def test_a_resumed_pretraining_gives_the_same_weights(store, tmp_path):
-    whole = Pretraining(CONFIG, 0, bf16=False)
+    whole = Pretraining(CONFIG, bf16=False)
     start = {name: value.clone() for name, value in whole.model.state_dict().items()}
-    losses = [
-        whole.iterate(store) for _ in range(5)
-    ]  # two with the auxiliary heads alone, two interactive, one of the finish
-    killed = Pretraining(CONFIG, 0, bf16=False)
-    again = [killed.iterate(store) for _ in range(2)]
-    killed.save(tmp_path / "last.pt")
-    killed.iterate(store)  # what a killed process does after its last checkpoint is lost
-    resumed = Pretraining(CONFIG, 0, bf16=False)
-    resumed.load(tmp_path / "last.pt")
-    again += [resumed.iterate(store) for _ in range(3)]
-    assert again == losses and np.isfinite(losses).all()
+    log = whole.fit(store)  # two with the auxiliary heads alone, two interactive, one of the finish
+    assert len(log) == 5 and np.isfinite(log["loss"]).all()
+    checkpoint = Checkpoint(tmp_path / "last.pt")
+    with pytest.raises(KeyboardInterrupt):
+        Dying(CONFIG, bf16=False).fit(store, every=2, checkpoint=checkpoint)
+    assert checkpoint.path.exists()
+    resumed = Pretraining(CONFIG, bf16=False)
+    assert resumed.fit(store, every=2, checkpoint=checkpoint).equals(log)
     for name, value in whole.model.state_dict().items():
         assert torch.equal(value, resumed.model.state_dict()[name]), name
     moved = {name for name, value in whole.model.state_dict().items() if not torch.equal(value, start[name])}
@@ -139,16 +146,21 @@ def test_a_resumed_pretraining_gives_the_same_weights(store, tmp_path):
     assert "task_prompt.weight" not in moved and not whole.model.task_prompt.weight.any()
 
 
-def test_pretrain_keeps_a_log_and_goes_on_from_its_last_state(tmp_path):
+def test_pretrain_keeps_a_log_and_goes_on_from_its_last_state(tmp_path, capsys):
     config = replace(CONFIG, iterations=1, scenes=3)
     model = pretrain(config, tmp_path, bf16=False, held_out=2)
     rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [2] and all(
         len(rows[0][level]) == 6 for level in ("entity", "part")
     )
+    capsys.readouterr()
     again = pretrain(config, tmp_path, bf16=False, held_out=2)  # nothing left to do
+    assert capsys.readouterr().out == "last.pt: resuming after step 2\n"
     assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 1
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in model.state_dict().items())
+    pretrain(replace(config, seed=4), tmp_path, bf16=False, held_out=2)
+    message = "last.pt: the checkpoint is of another configuration, code or data; starting anew\n"
+    assert capsys.readouterr().out == message
 
 
 # ---- the gate ----------------------------------------------------------------------------------------------------------

@@ -1,7 +1,10 @@
 """The refinement module: its input, its training pairs, its training on held-out masks, its file, its measurement."""
 
 import json
+import shutil
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,6 +14,7 @@ from segment_anything.utils.amg import calculate_stability_score
 from small import entity_samples
 
 from sumlib.base.masks import mask_box
+from sumlib.base.paths import ROOT
 from sumlib.config.params import RefineConfig
 from sumlib.data.dataset import Sample
 from sumlib.losses import dice_loss, focal_loss
@@ -23,11 +27,10 @@ from sumlib.refiner.module import (
     Refiner,
     load_refiner,
     refine,
-    refinement_loss,
     save_refiner,
-    train_refiner,
 )
 from sumlib.refiner.pairs import Pairs, make_pairs
+from sumlib.refiner.training import refinement_loss, train_refiner
 from sumlib.sampler import first_click
 
 CONFIG = RefineConfig(
@@ -215,24 +218,73 @@ def test_a_killed_training_ends_with_the_same_refiner(model, plain, tmp_path, mo
         return refinement_loss(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr("sumlib.refiner.module.refinement_loss", dying)
+        patch.setattr("sumlib.refiner.training.refinement_loss", dying)
         with pytest.raises(KeyboardInterrupt):
-            train(generator=generator(), resume=path, mark="a")
+            train(generator=generator(), resume=path, fingerprint="a")
     kept = path.read_bytes()
-    resumed, again = train(generator=generator(), resume=path, mark="a")
+    resumed, again = train(generator=generator(), resume=path, fingerprint="a")
     assert (
         log.equals(again)
         and all(torch.equal(a, b) for a, b in zip(expected.trained().values(), resumed.trained().values()))
         and not path.exists()
     )
     path.write_bytes(kept)
-    with monkeypatch.context() as patch:  # one of another mark is not used
+    with monkeypatch.context() as patch:  # one of another fingerprint is not used
         patch.setattr(
-            "sumlib.refiner.module.refinement_loss", lambda *args: steps.append(1) or refinement_loss(*args)
+            "sumlib.refiner.training.refinement_loss", lambda *args: steps.append(1) or refinement_loss(*args)
         )
         steps.clear()
-        train(generator=generator(), resume=path, mark="b")
+        train(generator=generator(), resume=path, fingerprint="b")
     assert len(steps) == CONFIG.iterations
+
+
+def other_code(root: Path, module: str, old: str, new: str) -> Path:
+    """A copy of the package in which a line of ``module`` differs."""
+    shutil.copytree(ROOT / "sumlib", root / "sumlib", ignore=shutil.ignore_patterns("__pycache__"))
+    path = root / "sumlib" / module
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new, 1))
+    return root
+
+
+@pytest.mark.parametrize(
+    "changed", ["nothing", "words", "losses.py", "model/fast_decoder.py", "a pixel", "a mask"]
+)
+def test_a_training_goes_on_only_if_neither_code_nor_data_changed(
+    model, plain, tmp_path, monkeypatch, capsys, changed
+):
+    config, path, steps = replace(CONFIG, iterations=10), tmp_path / "refiner.pt", []
+
+    def counting(*args):
+        steps.append(1)
+        if len(steps) == 4:
+            raise KeyboardInterrupt
+        return refinement_loss(*args)
+
+    monkeypatch.setattr("sumlib.refiner.training.refinement_loss", counting)
+    with pytest.raises(KeyboardInterrupt):
+        train_refiner(model, plain, config, generator=generator(), progress=False, resume=path)
+    samples = list(plain)
+    if changed == "words":
+        root = other_code(tmp_path, "losses.py", '"""', '"""Other words. ')
+        monkeypatch.setattr("sumlib.base.code.ROOT", root)
+    elif changed.endswith(".py"):
+        root = other_code(tmp_path, changed, "return", "return 2 *")
+        monkeypatch.setattr("sumlib.base.code.ROOT", root)
+    elif changed != "nothing":
+        image, masks = samples[5].image.copy(), samples[5].masks.copy()
+        if changed == "a pixel":
+            image[0, 0, 0] ^= 1
+        else:
+            masks[0, 0, 0] ^= True
+        samples[5] = replace(samples[5], image=image, masks=masks)
+    steps[:] = [0] * 10  # past the kill
+    capsys.readouterr()
+    train_refiner(model, samples, config, generator=generator(), progress=False, resume=path)
+    kept = changed in ("nothing", "words")
+    assert len(steps) - 10 == (7 if kept else 10)
+    message = "refiner.pt: the checkpoint is of another configuration, code or data; starting anew\n"
+    assert capsys.readouterr().out == ("" if kept else message)
 
 
 def test_no_pair_passes(model, samples):

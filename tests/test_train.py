@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.multiprocessing import ProcessRaisedException
 
-from sumlib.train.loop import Schedule, fingerprint, fit
+from sumlib.train.loop import Check, Checkpoint, Plan, Schedule, fingerprint, fit
 
 SCHEDULE = Schedule(iterations=7, warmup=2)
 
@@ -18,7 +18,7 @@ class Killed(Exception):
 
 
 def train(
-    resume=None, *, mark="m", killed_at=None, seed=3, scale=1.0, **options
+    resume=None, *, made="m", killed_at=None, seed=3, scale=1.0, **options
 ) -> tuple[pd.DataFrame, nn.Linear]:
     """Fit a line to noise; ``killed_at`` is the call (from 1) in whose middle the run dies."""
     model = nn.Linear(2, 1)
@@ -42,12 +42,8 @@ def train(
         step,
         model,
         optimiser,
-        SCHEDULE,
-        seed=seed,
-        resume=resume,
-        mark=mark,
-        every=2,
-        title="line",
+        Plan(SCHEDULE, seed=seed, every=2, title="line"),
+        checkpoint=Checkpoint(resume, made),
         **options,
     )
     return log, model
@@ -76,12 +72,65 @@ def test_a_killed_run_resumes_to_the_same_result(tmp_path, capsys, killed_at):
 def test_a_checkpoint_of_something_else_is_not_used_and_said_so(tmp_path, capsys):
     path = tmp_path / "line.pt"
     with pytest.raises(Killed):
-        train(path, killed_at=6, mark="other", seed=9)
+        train(path, killed_at=6, made="other", seed=9)
     fresh = train(path)
     assert (
-        capsys.readouterr().out == "line.pt: a checkpoint of another configuration or data; starting anew\n"
+        capsys.readouterr().out
+        == "line.pt: the checkpoint is of another configuration, code or data; starting anew\n"
     )
     assert same(fresh, train())
+
+
+class Memory(Check):
+    """Remembers the mean loss between checks."""
+
+    def __init__(self):
+        self.seen: list[tuple[int, float | None]] = []
+
+    def __call__(self, step, rows):
+        self.seen.append((step, sum(row["loss"] for row in rows) / len(rows) if rows else None))
+
+    def state_dict(self):
+        return {"seen": self.seen}
+
+    def load_state_dict(self, state):
+        self.seen = state["seen"]
+
+
+@pytest.mark.parametrize("killed_at", [2, 6])
+def test_checks_come_at_the_start_every_few_steps_and_at_the_end_also_of_a_killed_run(tmp_path, killed_at):
+    whole, again = Memory(), Memory()
+    log, _ = train(check=whole)
+    assert [step for step, _ in whole.seen] == [0, 2, 4, 6, 7]
+    assert whole.seen[3][1] == log["loss"][4:6].mean() and whole.seen[4][1] == log["loss"][6]
+    with pytest.raises(Killed):
+        train(tmp_path / "line.pt", killed_at=killed_at, check=Memory())
+    train(tmp_path / "line.pt", check=again)
+    assert again.seen == whole.seen
+
+
+def test_a_state_that_is_kept_is_not_trained_again(tmp_path):
+    path, calls = tmp_path / "line.pt", []
+    model = nn.Linear(1, 1)
+
+    def step(generator, share):
+        calls.append(1)
+        model(torch.ones(1, 1)).sum().backward()
+        return {}
+
+    for _ in range(2):
+        optimiser = torch.optim.SGD(model.parameters(), lr=1.0)
+        log = fit(step, model, optimiser, Plan(Schedule(3)), checkpoint=Checkpoint(path, keep=True))
+    assert len(calls) == 3 == len(log) and path.exists()
+
+
+def test_a_broken_checkpoint_is_not_used_and_said_so(tmp_path, capsys):
+    path = tmp_path / "line.pt"
+    for content in (b"", b"nonsense"):
+        path.write_bytes(content)
+        fresh = train(path)
+        assert capsys.readouterr().out.startswith("line.pt: the checkpoint can not be read")
+        assert same(fresh, train())
 
 
 def shares(number: int, resume=None, killed_at=None, noise: float = 1.0) -> tuple[pd.DataFrame, nn.Linear]:
@@ -105,12 +154,8 @@ def shares(number: int, resume=None, killed_at=None, noise: float = 1.0) -> tupl
         step,
         model,
         torch.optim.AdamW(model.parameters(), lr=0.1),
-        SCHEDULE,
-        seed=0,
-        resume=resume,
-        every=2,
-        shares=number,
-        clip=1.0,
+        Plan(SCHEDULE, every=2, shares=number, clip=1.0),
+        checkpoint=Checkpoint(resume),
     )
     return log, model
 
@@ -156,7 +201,7 @@ def test_each_share_has_its_own_random_numbers(processes):
         number = torch.rand((), generator=generator).item()
         return {"mean": number, "spread": number if share else -number}
 
-    log = fit(step, model, torch.optim.SGD(model.parameters(), lr=1.0), Schedule(3), seed=0, shares=2)
+    log = fit(step, model, torch.optim.SGD(model.parameters(), lr=1.0), Plan(Schedule(3), shares=2))
     assert (log["spread"].abs() > 1e-3).all() and log["mean"].nunique() == 3
 
 
@@ -172,12 +217,10 @@ def test_what_comes_before_a_step_comes_once_whatever_the_shares(processes):
         step,
         model,
         torch.optim.SGD(model.parameters(), lr=1.0),
-        Schedule(3),
-        seed=0,
-        shares=2,
-        before=lambda: calls.add_(1),
+        Plan(Schedule(3), shares=2),
+        before=calls.fill_,
     )
-    assert log["calls"].tolist() == [1, 2, 3]
+    assert log["calls"].tolist() == [0, 1, 2]
 
 
 def test_the_seed_decides():
@@ -204,7 +247,7 @@ def test_the_schedule_scales_each_groups_own_rate():
         rates.append([group["lr"] for group in optimiser.param_groups])
         return {}
 
-    fit(step, model, optimiser, Schedule(3, warmup=1, cosine=False), seed=0)
+    fit(step, model, optimiser, Plan(Schedule(3, warmup=1, cosine=False)))
     assert rates == [[0.05, 0.005], [0.1, 0.01], [0.1, 0.01]]
 
 
@@ -217,7 +260,7 @@ def test_gradients_are_clipped_and_their_norm_is_logged():
         return {}
 
     log = fit(
-        step, model, torch.optim.SGD(model.parameters(), lr=1.0), Schedule(2, cosine=False), seed=0, clip=0.5
+        step, model, torch.optim.SGD(model.parameters(), lr=1.0), Plan(Schedule(2, cosine=False), clip=0.5)
     )
     assert list(log["gradient_norm"]) == [30.0, 30.0] and model.weight.item() == pytest.approx(1.0)
 

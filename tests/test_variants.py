@@ -23,7 +23,8 @@ from sumlib.methods.refiner_variants import (
 from sumlib.model.checkpoint import load_sam
 from sumlib.model.sum import Sum
 from sumlib.refiner.measure import changes
-from sumlib.refiner.module import Refiner, refine, train_refiner
+from sumlib.refiner.module import Refiner, refine
+from sumlib.refiner.training import train_refiner
 
 CONFIG = replace(test_refiner.CONFIG, iterations=2)
 
@@ -177,14 +178,36 @@ def test_killed_variants_go_on_where_they_were(model, samples, tmp_path, monkeyp
 
     monkeypatch.setattr("sumlib.methods.refiner_variants.train_refiner", dying)
     with pytest.raises(KeyboardInterrupt):
-        compare(resume=tmp_path / "variants", mark="a")
-    found, again = compare(resume=tmp_path / "variants", mark="a")
+        compare(resume=tmp_path / "variants", fingerprint="a")
+    found, again = compare(resume=tmp_path / "variants", fingerprint="a")
     assert len(trained) == 3 and trained[1] is trained[2]  # the first one was not trained again
     assert (
         found == expected
         and all(log.equals(again[title]) for title, log in logs.items())
         and not (tmp_path / "variants").exists()
     )
+
+
+def test_finished_variants_are_made_again_if_an_image_changed(model, samples, tmp_path, monkeypatch, capsys):
+    chosen = {key: variant for key, variant in variants(CONFIG).items() if key in ("synthetic", "module")}
+    compare = partial(compare_variants, model, {}, samples, samples, config=CONFIG, chosen=chosen)
+    trained = []
+
+    def dying(*args, **options):
+        trained.append(options["make"])
+        if len(trained) == 2:
+            raise KeyboardInterrupt
+        return train_refiner(*args, **options)
+
+    monkeypatch.setattr("sumlib.methods.refiner_variants.train_refiner", dying)
+    with pytest.raises(KeyboardInterrupt):
+        compare({"A": samples[:2]}, progress=False, resume=tmp_path / "variants")
+    image = samples[1].image.copy()
+    image[0, 0, 0] ^= 1
+    other = {"A": [samples[0], replace(samples[1], image=image)]}
+    found = compare(other, progress=False, resume=tmp_path / "variants")
+    assert len(trained) == 4 and "of another configuration, code or data" in capsys.readouterr().out
+    assert found[0] == compare(other, progress=False)[0]
 
 
 def test_variants_are_compared_on_the_same_masks_whatever_the_workers(model, samples):

@@ -13,11 +13,13 @@ from segment_anything.modeling import ImageEncoderViT
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sumlib.base.code import code_hash
 from sumlib.base.device import seeded
 from sumlib.base.masks import mask_box, resized
 from sumlib.base.parallel import each
 from sumlib.base.progress import with_bar
 from sumlib.config.params import RefineConfig
+from sumlib.data.content import content_hash
 from sumlib.data.dataset import Sample
 from sumlib.methods.hq_sam import HqSum, hq_parameters, noised_mask
 from sumlib.model.adapters import add_adapters
@@ -25,10 +27,11 @@ from sumlib.model.checkpoint import build_like
 from sumlib.model.prompts import Prompts
 from sumlib.model.sum import Sum
 from sumlib.refiner.measure import measure_refinement
-from sumlib.refiner.module import Refiner, train_refiner
+from sumlib.refiner.module import Refiner
 from sumlib.refiner.pairs import Pairs, make_pairs
+from sumlib.refiner.training import train_refiner
 from sumlib.sampler import sample_point
-from sumlib.train.loop import load_checkpoint, save_checkpoint
+from sumlib.train import loop
 
 
 class HqRefiner(Refiner):
@@ -75,7 +78,7 @@ def synthetic_pairs(
     generator: torch.Generator,
     inside: Tensor | None = None,
 ) -> Pairs:
-    """As `training_pairs.make_pairs`, with the human mask distorted (`hq.noised_mask`) in place of SAM's; none is filtered but empty ones."""
+    """`make_pairs` with the human mask distorted (`noised_mask`) in place of SAM's; only empty ones are dropped."""
     low = noised_mask(target, model.sam.prompt_encoder.mask_input_size[0], generator)
     full = resized(low, target.shape[-2:])
     masks = full[:, 0] > 0 if inside is None else (full[:, 0] > 0) & inside
@@ -95,10 +98,10 @@ def masked_autoencoder(
     lr: float = 1e-3,
     progress: bool = True,
 ) -> ImageEncoderViT:
-    """A fresh image encoder of ``model``'s architecture that has learnt to paint ``images`` where a share ``hidden`` of their blocks is blank.
+    """A new image encoder trained as a masked autoencoder on ``images``.
 
-    The masked patches are blank pixels, as in SimMIM, since the encoder has convolutions and windows; blocks
-    are two patches wide.
+    It reconstructs images with a fraction ``hidden`` of the blocks blanked. The masked patches are blank
+    pixels, as in SimMIM, since the encoder has convolutions and windows; blocks are two patches wide.
     """
     with seeded(int(torch.randint(2**31, (), generator=generator))):
         encoder = build_like(model.sam).image_encoder
@@ -106,21 +109,28 @@ def masked_autoencoder(
         patch = encoder.img_size // grid
         head = nn.Conv2d(model.sam.prompt_encoder.embed_dim, 3 * patch**2, 1)
     pixels = torch.stack([model.preprocess(sample.image) for sample in images])
-    parameters = [*encoder.parameters(), *head.parameters()]
-    optimiser = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.05)
-    for step in with_bar(range(iterations), "masked autoencoder", progress):
-        for group in optimiser.param_groups:
-            group["lr"] = lr * min(1.0, (step + 1) / (0.1 * iterations + 1), 2 * (1 - step / iterations))
-        real = pixels[torch.randint(len(pixels), (batch,), generator=generator)]
+
+    def step(_: torch.Generator, share: int) -> dict[str, float]:
+        real = pixels[torch.randint(len(pixels), (batch,), generator=generator).to(pixels.device)]
         blank = (torch.rand(batch, 1, grid // 2, grid // 2, generator=generator) < hidden).float()
-        blank = F.interpolate(blank, scale_factor=2 * patch, mode="nearest")
+        blank = F.interpolate(blank, scale_factor=2 * patch, mode="nearest").to(pixels.device)
         painted = F.pixel_shuffle(head(encoder(real * (1 - blank))), patch).float()
         loss = ((painted - real).abs() * blank).sum() / (3 * blank.sum()).clamp(min=1)
         loss.backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
+        return {"loss": loss.item()}
+
+    both = nn.ModuleList([encoder, head]).to(pixels.device)
+    optimiser = torch.optim.AdamW(both.parameters(), lr=lr, weight_decay=0.05)
+    plan = loop.Plan(UpAndDown(iterations), clip=1.0, title="masked autoencoder", progress=progress)
+    loop.fit(step, both, optimiser, plan)
     return encoder
+
+
+class UpAndDown(loop.Schedule):
+    """Linear warm-up over a tenth of the steps; from the middle on straight down to nothing."""
+
+    def __call__(self, step: int) -> float:
+        return min(1.0, (step + 1) / (0.1 * self.iterations + 1), 2 * (1 - step / self.iterations))
 
 
 @dataclass(frozen=True)
@@ -189,21 +199,27 @@ def compare_variants(
     workers: int = 1,
     progress: bool = True,
     resume: Path | None = None,
-    mark: str = "",
+    fingerprint: str = "",
 ) -> tuple[dict[str, dict], dict[str, pd.DataFrame]]:
-    """Train each variant as ``config`` says and measure it on ``sets`` {name: images}, with the refiners that are ``ready`` {title: refiner}.
+    """Train each variant as ``config`` says and measure it on ``sets`` {name: images}.
 
-    Trained in bfloat16. Returns by title the "levels" of `measure_refinement` from one point, and the logs of
-    those that were trained. The variants are shared by ``workers`` processes. Killed and started again, it
-    goes on from the folder ``resume``, where each variant's state and result are kept until all are done,
-    unless it is of another ``mark`` (`train.fingerprint` of the inputs).
+    The refiners that are ``ready`` {title: refiner} are measured too. Trained in bfloat16. Returns by title
+    the "levels" of `measure_refinement` from one point, and the logs of those that were trained. The variants
+    are shared by ``workers`` processes.
+
+    Killed and started again, it goes on from the folder ``resume``, where each variant's state and result are
+    kept until all are done. What was made with another ``fingerprint`` (`train.fingerprint` of configuration
+    and models), code or images is not used, and a message says so.
     """
+    if resume:
+        data = [content_hash(images) for images in (human, unlabeled, *sets.values())]
+        fingerprint = loop.fingerprint(fingerprint, code_hash(__name__), list(sets), data)
 
     def train(key: str) -> tuple[Refiner, pd.DataFrame]:
         variant, generator = chosen[key], torch.Generator().manual_seed(config.seed)
         # Faster, and exact enough to compare by. Without a cache: it would hold the weights as they were at
         # the start.
-        with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+        with torch.autocast(model.sam.device.type, torch.bfloat16, cache_enabled=False):
             refiner = variant.build(model, generator, unlabeled) if variant.build else None
             return train_refiner(
                 model,
@@ -214,33 +230,26 @@ def compare_variants(
                 make=variant.make,
                 progress=False,
                 resume=resume and resume / f"{key}-training.pt",
-                mark=mark,
+                fingerprint=fingerprint,
             )
 
     def result(key: str) -> tuple[dict, list[dict] | None]:
         if key in ready:
             return measure_refinement(model, ready[key], sets, progress=False)["levels"], None
         path = resume and resume / f"{key}.pt"
-        state = load_checkpoint(path, mark, loud=False)
+        state = loop.load_checkpoint(path, fingerprint, loud=False)
         if not state:
             refiner, log = train(key)
-            state = {
-                "levels": measure_refinement(model, refiner, sets, progress=False)["levels"],
-                "log": log.to_dict("records"),
-            }
+            levels = measure_refinement(model, refiner, sets, progress=False)["levels"]
+            state = {"levels": levels, "log": log.to_dict("records")}
             if path:
-                save_checkpoint(path, mark, len(log), **state)
+                loop.save_checkpoint(path, fingerprint, len(log), **state)
         return state["levels"], state["log"]
 
     titles = {key: variant.title for key, variant in chosen.items()} | {title: title for title in ready}
-    found = dict(
-        zip(
-            titles.values(),
-            with_bar(each(result, list(titles), workers), "variants", progress, total=len(titles)),
-        )
-    )
+    bar = with_bar(each(result, list(titles), workers), "variants", progress, total=len(titles))
+    results = dict(zip(titles.values(), bar))
     if resume:
         shutil.rmtree(resume, ignore_errors=True)
-    return {title: levels for title, (levels, _) in found.items()}, {
-        title: pd.DataFrame(log) for title, (_, log) in found.items() if log is not None
-    }
+    logs = {title: pd.DataFrame(log) for title, (_, log) in results.items() if log is not None}
+    return {title: levels for title, (levels, _) in results.items()}, logs

@@ -32,8 +32,10 @@ CONFIG = {"scenes": 8000, "iterations": 800, "dense_only": 1.0, "lr": 8e-4, "fin
 class Distillation(Pretraining):
     """Pre-training whose side task is the ``teacher``'s embedding in place of the auxiliary heads."""
 
-    def __init__(self, config: FoundationConfig, rank: int, bf16: bool, *, teacher: Sam):
-        super().__init__(config, rank, bf16)
+    module = "sumlib.micro.distill"
+
+    def __init__(self, config: FoundationConfig, bf16: bool = True, *, teacher: Sam):
+        super().__init__(config, bf16)
         self.teacher = Sum(teacher).eval().requires_grad_(False)
         inherit(self.model.sam, teacher, BLOCKS[config.type])
 

@@ -12,6 +12,7 @@ go).
 """
 
 import argparse
+import hashlib
 import json
 import math
 import time
@@ -21,23 +22,24 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tqdm import tqdm
 
+from sumlib.base.code import code_hash
+from sumlib.base.device import seeded
 from sumlib.base.masks import jittered_boxes
-from sumlib.base.parallel import average_gradients, together
 from sumlib.losses import focal_loss
 from sumlib.micro.gate import gate, normalise, stored_examples
 from sumlib.micro.scene_store import Batches, Store, make_store
-from sumlib.micro.world import SIZE
 from sumlib.model.checkpoint import save_sam
 from sumlib.model.micro_sam import MICRO_DEPTHS, build_sam_micro
 from sumlib.model.prompts import PADDING, Prompts
 from sumlib.model.rounds import Round, interactive_rounds
 from sumlib.model.sum import Sum
 from sumlib.sampler import next_click, sample_point
+from sumlib.train import loop
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ class FoundationConfig:
     late_rounds: tuple[int, ...] = (3, 6, 6)
     lr: float = 1.2e-3
     finish: int = 500
-    """Iterations afterwards with `finish_rounds` and clicks as people make them (`human_clicks`), the rate rising to `finish_lr` once more."""
+    """Iterations afterwards with `finish_rounds` and `human_clicks`; the rate rises to `finish_lr` once more."""
     finish_rounds: tuple[int, ...] = (4, 7)
     finish_lr: float = 4e-4
     weight_decay: float = 0.05
@@ -73,7 +75,7 @@ class FoundationConfig:
         return self.iterations + self.finish
 
     def lr_at(self, step: int) -> float:
-        """Warm-ups at the start, where the interactive rounds begin and at the finish; a cosine before the finish and one in it."""
+        """Warm-ups at the start, at the first interactive round and at the finish; a cosine before it and one in it."""
         if step >= self.iterations:
             done = step - self.iterations
             return (
@@ -86,7 +88,7 @@ class FoundationConfig:
 
 
 class DenseHeads(nn.Module):
-    """Auxiliary heads on the embedding (B, C, h, w): pixel features for query matching, and the image itself."""
+    """Auxiliary heads on the embedding (B, C, h, w): features for matching query pixels, and the image itself."""
 
     def __init__(self, channels: int, features: int = 32):
         super().__init__()
@@ -106,7 +108,9 @@ class DenseHeads(nn.Module):
 
 
 def mask_loss(logits: Tensor, target: Tensor, late: bool = False) -> Tensor:
-    """4 x binary cross-entropy + dice, (..., H * W) -> (...); if ``late``, 2 x binary cross-entropy + SAM's 20 x focal + dice.
+    """4 x binary cross-entropy + dice, (..., H * W) -> (...).
+
+    If ``late``: 2 x binary cross-entropy + SAM's 20 x focal + dice.
 
     Cross-entropy makes the sharp logits that SAM's stability filter needs, which focal loss alone does not at
     this scale; the focal term then moves the model to where SAM's own training, and all fine-tuning, leaves
@@ -125,8 +129,10 @@ def mask_loss(logits: Tensor, target: Tensor, late: bool = False) -> Tensor:
 def human_clicks(
     target: Tensor, exact: Tensor, prediction: Tensor, by_eye: Tensor, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """The next click as people make it: half of them in the middle of the largest error (`sampler.next_click`), half anywhere in
-    the error; and where ``by_eye``, the error is against the object one sees, not against its label.
+    """The next click as people make it.
+
+    Half of them are in the middle of the largest error (`sampler.next_click`), half anywhere in the error;
+    and where ``by_eye``, the error is against the object one sees, not against its label.
 
     A label that is a pixel too wide makes a click on its rim contradict the label, and a model that never saw
     one is thrown off by it. (The real SAM's clicks are far finer than its labels' errors, here both are a
@@ -185,7 +191,7 @@ def interactive_loss(
     late: bool = False,
     finish: bool = False,
 ) -> float:
-    """SAM's interactive training against the coarse masks; back-propagates round by round into ``embedding``'s gradient.
+    """SAM's interactive training against the coarse masks, back-propagated round by round into ``embedding``.
 
     ``embedding`` (B, C, h, w) is a leaf that requires a gradient. Returns the mean loss of a round.
 
@@ -243,57 +249,65 @@ def _best_overlap(masks: Tensor, candidates: Tensor) -> Tensor:
     return (overlap / union.clamp(min=1)).amax(-1)
 
 
-class Pretraining:
-    """The state of one pre-training, saved as a whole so that it resumes to the same result."""
+class Pretraining(loop.Check):
+    """One pre-training: what is trained, a step of it, and what is measured in between."""
 
-    def __init__(self, config: FoundationConfig, rank: int, bf16: bool):
-        torch.manual_seed(
-            config.seed
-        )  # initialisation of segment-anything's modules draws from the global generator
-        self.config, self.rank, self.bf16, self.step = config, rank, bf16, 0
-        self.model = Sum(build_sam_micro(depth=MICRO_DEPTHS[config.type]))
-        self.heads = DenseHeads(self.model.sam.prompt_encoder.embed_dim)
-        decay = [p for p in self.parameters() if p.dim() > 1]
-        other = [p for p in self.parameters() if p.dim() <= 1]
-        self.optimiser = torch.optim.AdamW(
-            [{"params": decay, "weight_decay": config.weight_decay}, {"params": other, "weight_decay": 0.0}],
-            lr=config.lr,
-            betas=(0.9, 0.98),
-        )
+    module = "sumlib.micro.pretrain"
+    """Where the class is, also when that module is run as a program."""
+
+    def __init__(self, config: FoundationConfig, bf16: bool = True):
+        with seeded(config.seed):  # segment-anything's modules draw their start from the global generator
+            self.model = Sum(build_sam_micro(depth=MICRO_DEPTHS[config.type]))
+            self.heads = DenseHeads(self.model.sam.prompt_encoder.embed_dim)
+        self.config, self.bf16, self.number = config, bf16, 0
+        self.held_out: Store | None = None
+        self.log: Path | None = None
+        self.started = time.time()
 
     def parameters(self) -> list[nn.Parameter]:
         return [*self.model.sam.parameters(), *self.heads.parameters()]
 
-    def save(self, path: Path) -> None:
-        state = {
-            "step": self.step,
-            "model": self.model.state_dict(),
-            "heads": self.heads.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
-        }
-        torch.save(state, path.with_suffix(".tmp"))
-        path.with_suffix(".tmp").rename(path)
+    def fit(
+        self, store: Store, *, every: int = 250, checkpoint: loop.Checkpoint = loop.NO_CHECKPOINT
+    ) -> pd.DataFrame:
+        """Train on the scenes of ``store``, a worker a share of the images; returns the log, a row a step."""
+        config = self.config
+        # A group for each parameter: the norm of the gradient is added up in the model's order then. The
+        # schedule gives the rate itself.
+        groups = [
+            {"params": [p], "weight_decay": config.weight_decay if p.dim() > 1 else 0.0}
+            for p in self.parameters()
+        ]
+        return loop.fit(
+            partial(self.step, store),
+            nn.ModuleList([self.model, self.heads]),
+            torch.optim.AdamW(groups, lr=1.0, betas=(0.9, 0.98)),
+            loop.Plan(
+                Rates(config),
+                seed=config.seed,
+                clip=1.0,
+                shares=config.workers,
+                every=every,
+                title=config.type,
+            ),
+            checkpoint=checkpoint,
+            before=self.begin,
+            check=self,
+        )
 
-    def load(self, path: Path) -> None:
-        state = torch.load(path, weights_only=True)
-        self.step = state["step"]
-        self.model.load_state_dict(state["model"])
-        self.heads.load_state_dict(state["heads"])
-        self.optimiser.load_state_dict(state["optimiser"])
+    def begin(self, number: int) -> None:
+        self.number = number
 
     def side_loss(self, embedding: Tensor, batch: dict, generator: torch.Generator) -> Tensor:
         """What the encoder is taught beside the masks, alone at first."""
         return dense_loss(self.model, self.heads, embedding, batch, generator)
 
-    def iterate(self, store: Store) -> float:
-        """One iteration; its randomness depends on the seed and the step alone."""
-        c = self.config
-        for group in self.optimiser.param_groups:
-            group["lr"] = c.lr_at(self.step)
-        seed = (c.seed * 1_000_003 + self.step) * c.workers + self.rank
-        generator = torch.Generator().manual_seed(seed)
-        dense = self.step < int(c.dense_only * c.iterations)
-        batch = Batches(store, seed).draw(c.images // c.workers * (2 if dense else 1), c.prompts)
+    def step(self, store: Store, generator: torch.Generator, share: int) -> dict[str, float]:
+        """One share of iteration `number`; its randomness depends on the generator alone."""
+        c, number = self.config, self.number
+        dense = number < int(c.dense_only * c.iterations)
+        batches = Batches(store, generator.initial_seed())
+        batch = batches.draw(c.images // c.workers * (2 if dense else 1), c.prompts)
         with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
             embedding = self.model.encode(normalise(self.model, batch["images"])).float()
         leaf = embedding.detach().requires_grad_()
@@ -301,52 +315,42 @@ class Pretraining:
         (loss if dense else 0.5 * loss).backward()
         value = loss.item()
         if not dense:
-            late, finish = self.step >= c.late * c.iterations, self.step >= c.iterations
+            late, finish = number >= c.late * c.iterations, number >= c.iterations
             turns = c.finish_rounds if finish else c.late_rounds if late else c.rounds
             value = interactive_loss(
-                self.model, leaf, batch, turns[self.step % len(turns)], generator, self.bf16, late, finish
+                self.model, leaf, batch, turns[number % len(turns)], generator, self.bf16, late, finish
             )
         embedding.backward(leaf.grad)
-        average_gradients(self.parameters())
-        torch.nn.utils.clip_grad_norm_(self.parameters(), 1.0)
-        self.optimiser.step()
-        self.optimiser.zero_grad(set_to_none=True)
-        self.step += 1
-        return value
+        for (
+            p
+        ) in self.parameters():  # without a gradient it decays all the same, whatever the number of workers
+            p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+        return {"loss": value}
+
+    def __call__(self, step: int, rows: list[dict]) -> None:
+        """A line of the log: the mean loss since the last one, and the gate."""
+        if self.log is None or step == 0:
+            return
+        row = {
+            "step": step,
+            "seconds": round(time.time() - self.started),
+            "loss": round(float(np.mean([row["loss"] for row in rows])), 4),
+        }
+        scores = gate(self.model, stored_examples(self.held_out, len(self.held_out.images)))
+        row |= {name: [round(x, 1) for x in values] for name, values in scores.items()}
+        with open(self.log, "a", encoding="utf-8") as log:
+            log.write(json.dumps(row) + "\n")
 
 
-def _worker(
-    rank: int, make: Callable[[int], Pretraining], out: Path, store: Store, held_out: Store, every: int
-) -> None:
-    state = make(rank)
-    config = state.config
-    if (out / "last.pt").exists():
-        state.load(out / "last.pt")
-    losses, started = [], time.time()
-    for _ in tqdm(
-        range(state.step, config.steps),
-        initial=state.step,
-        total=config.steps,
-        mininterval=30,
-        disable=rank > 0,
-    ):
-        losses.append(state.iterate(store))
-        if state.step % every and state.step < config.steps:
-            continue
-        if rank == 0:
-            row = {
-                "step": state.step,
-                "seconds": round(time.time() - started),
-                "loss": round(float(np.mean(losses)), 4),
-            }
-            row |= {
-                k: [round(x, 1) for x in v]
-                for k, v in gate(state.model, stored_examples(held_out, len(held_out.images))).items()
-            }
-            with open(out / "log.jsonl", "a") as log:
-                log.write(json.dumps(row) + "\n")
-            state.save(out / "last.pt")
-        losses = []
+class Rates(loop.Schedule):
+    """The learning rates themselves of a `FoundationConfig`, for an optimiser whose own rate is 1."""
+
+    def __init__(self, config: FoundationConfig):
+        super().__init__(config.steps)
+        self.__dict__["rate"] = config.lr_at  # frozen
+
+    def __call__(self, step: int) -> float:
+        return self.rate(step)
 
 
 def pretrain(
@@ -358,20 +362,28 @@ def pretrain(
     held_out: int = 60,
     kind: Callable[..., Pretraining] = Pretraining,
 ) -> Sum:
-    """Train, or resume, in ``config.workers`` processes; keeps the last state and a log of the gate, on ``held_out`` scenes, in ``out``.
+    """Train, or resume, in ``config.workers`` processes.
 
-    ``kind(config, rank, bf16)`` makes each worker's state.
+    Keeps the last state and a log of the gate, on ``held_out`` scenes, in ``out``. ``kind(config, bf16)``
+    makes the state. A state of another configuration or code is not used, and a message says so.
     """
     out.mkdir(parents=True, exist_ok=True)
-    store, others = (
-        make_store(config.scenes, seed=config.seed + 1),
-        make_store(held_out, seed=config.seed + 999),
+    store = make_store(config.scenes, seed=config.seed + 1)
+    training = kind(config, bf16)
+    training.held_out, training.log = make_store(held_out, seed=config.seed + 999), out / "log.jsonl"
+    mark = loop.fingerprint(
+        asdict(config), bf16, held_out, code_hash(training.module), _weights(training.model)
     )
-    make = partial(kind, config, bf16=bf16)
-    together(_worker, config.workers, make, out, store, others, every)
-    state = make(0)
-    state.load(out / "last.pt")
-    return state.model
+    training.fit(store, every=every, checkpoint=loop.Checkpoint(out / "last.pt", mark, keep=True))
+    return training.model
+
+
+def _weights(model: nn.Module) -> str:
+    """Hash of the weights that a training starts from: a smaller model's are its teacher's."""
+    digest = hashlib.sha256()
+    for value in model.state_dict().values():
+        digest.update(value.contiguous().numpy())
+    return digest.hexdigest()
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@ from sumlib.base.lazy import face
 __getattr__, __dir__, __all__ = face(
     __name__,
     {
-        "module": ["Refiner", "load_refiner", "refine", "save_refiner", "train_refiner"],
+        "module": ["Refiner", "load_refiner", "refine", "save_refiner"],
+        "training": ["train_refiner"],
         "pairs": ["Pairs", "make_pairs"],
         "measure": ["measure_refinement"],
     },

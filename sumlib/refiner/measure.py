@@ -45,8 +45,9 @@ def measure_refinement(
             key: [] for key in ("image", "sam_iou", "refined_iou", "sam_biou", "refined_biou")
         }
         for sample in with_bar(samples, f"measure {level}", progress):
-            target = torch.from_numpy(sample.masks).to(model.sam.device)
+            target = torch.from_numpy(sample.masks)
             before, after = before_and_after(model, refiner, sample, target, prompt)
+            target = target.to(before.device)
             for name, logits in (("sam", before), ("refined", after)):
                 rows[f"{name}_iou"] += mask_iou(logits > 0, target).tolist()
                 rows[f"{name}_biou"] += boundary_iou(logits > 0, target).tolist()
@@ -86,9 +87,9 @@ def before_and_after(
     """
     if prompt not in ("point", "box"):
         raise ValueError(f"no prompt {prompt!r}; known are point and box")
-    target = target.to(model.sam.device)
-    size, rows = target.shape[1:], torch.arange(len(target), device=target.device)
     pixels = model.preprocess(sample.image)[None]
+    target = target.to(pixels.device)
+    size, rows = target.shape[1:], torch.arange(len(target), device=target.device)
     embeddings = model.encode(pixels).float().expand(len(target), -1, -1, -1)
     if prompt == "point":
         points = model.to_input_frame(first_click(target).float(), size)

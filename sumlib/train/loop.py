@@ -1,12 +1,13 @@
 """A trainer for any step function: schedule, clipping, checkpoints to resume from, a log.
 
 It knows nothing of SUM: it is given a module to save, an optimiser, and a step that makes gradients.
+Fine-tuning, the refiner, its variants and the pre-training of the micro SAM are all trained here.
 """
 
 import hashlib
 import json
 import math
-import os
+import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +18,11 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from sumlib.base.files import whole
 from sumlib.base.parallel import average, average_gradients, processes, together
 
 Step = Callable[[torch.Generator, int], dict[str, float]]
-"""Computes a loss on data of its own, drawn with the generator, and calls ``backward``; returns numbers to log.
+"""Draws data with the generator, computes a loss and calls ``backward``; returns numbers to log.
 
 The second argument is the number of the share: a step may be computed in several shares, whose gradients and
 numbers are averaged.
@@ -32,7 +34,7 @@ class Schedule:
     """Linear warm-up, then a cosine down to nothing; factors of each group's learning rate."""
 
     iterations: int
-    warmup: int = 0
+    warmup: float = 0
     cosine: bool = True
 
     def __call__(self, step: int) -> float:
@@ -41,8 +43,63 @@ class Schedule:
         return warm * (0.5 * (1 + math.cos(math.pi * step / self.iterations)) if self.cosine else 1.0)
 
 
+@dataclass(frozen=True)
+class Plan:
+    """How long and how fast a model is trained."""
+
+    schedule: Schedule
+    """Or anything with its ``iterations`` that gives a factor of the learning rates for a step."""
+    seed: int = 0
+    clip: float = 0.0
+    """Largest norm of the gradient, 0 for none."""
+    shares: int = 1
+    """Parts that a step is computed in; their gradients and numbers are averaged."""
+    every: int = 100
+    """Steps between two checkpoints, and between two checks."""
+    title: str = ""
+    progress: bool = True
+    """Whether a bar is shown, and said that a training resumes."""
+
+
+class Check:
+    """What a training does every ``Plan.every`` steps, and what of it must be saved to resume."""
+
+    def __call__(self, step: int, rows: list[dict]) -> None:
+        """After ``step`` steps, with the ``rows`` of the log since the last check.
+
+        Called before the first step (0) of a training that does not resume, every `Plan.every` steps and
+        after the last one.
+        """
+        raise NotImplementedError
+
+    def state_dict(self) -> dict:
+        """Tensors, numbers, texts and containers of them."""
+        return {}
+
+    def load_state_dict(self, state: dict) -> None:
+        """The counterpart of `state_dict`."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where a killed training goes on from."""
+
+    path: Path | None = None
+    """None: it can not."""
+    fingerprint: str = ""
+    """`fingerprint` of all that the training depends on; a checkpoint with another one is not used."""
+    keep: bool = False
+    """Whether the last state stays there at the end, so that a training that is done is not done again."""
+
+
+NO_CHECKPOINT = Checkpoint()
+
+
 def fingerprint(*parts: object) -> str:
-    """A short hash of what a training depends on: values (by their JSON or repr) and files (by their bytes)."""
+    """A short hash of what a training depends on: values (by their JSON or repr) and files (by their bytes).
+
+    Among the parts should be the code (`sumlib.base.code.code_hash`) and the content of the data.
+    """
     digest = hashlib.sha256()
     for part in parts:
         if isinstance(part, Path):
@@ -56,32 +113,27 @@ def fit(
     step: Step,
     model: nn.Module,
     optimiser: torch.optim.Optimizer,
-    schedule: Schedule,
+    plan: Plan,
     *,
-    seed: int,
-    clip: float = 0.0,
-    resume: Path | None = None,
-    mark: str = "",
-    every: int = 100,
-    title: str = "",
-    shares: int = 1,
-    before: Callable[[], None] | None = None,
+    checkpoint: Checkpoint = NO_CHECKPOINT,
+    before: Callable[[int], None] | None = None,
+    check: Check | None = None,
 ) -> pd.DataFrame:
-    """Run ``schedule.iterations`` steps; returns the log, one row a step.
+    """Run ``plan.schedule.iterations`` steps; returns the log, one row a step.
 
-    The randomness of share w in step k comes from a generator seeded with (``seed``, k, w) alone, so a run
-    that was killed and resumed from ``resume`` (written every ``every`` steps, removed at the end) gives the
-    same result. A checkpoint with another ``mark`` is not used, and said so. ``clip`` is the largest gradient
-    norm, 0 for none. ``before`` is called once at the start of a step.
+    The randomness of share w in step k comes from a generator seeded with (``plan.seed``, k, w) alone, so a
+    run that was killed and resumed from ``checkpoint`` (written every ``plan.every`` steps, removed at the
+    end) gives the same result. A checkpoint with another fingerprint is ignored, with a message. ``before``
+    is called once at the start of a step, with its 0-based number.
 
-    The gradients and numbers of a step's ``shares`` are averaged. On a CPU each share has a process of its
-    own where `parallel.processes` allows that many; else they follow each other in this one. With one or two
-    shares both give the same bits.
+    On a CPU each of several shares has a process of its own where `parallel.processes` allows that many; else
+    they follow each other in this one. With one or two shares both give the same bits. A ``check`` is then
+    called in the first process.
+
+    Raises FloatingPointError if a gradient is not finite.
     """
-    workers = shares if processes() >= shares else 1
-    job = _Job(
-        step, model, optimiser, schedule, seed, clip, resume, mark, every, title, shares, workers, before
-    )
+    workers = plan.shares if processes() >= plan.shares else 1
+    job = _Job(step, model, optimiser, plan, checkpoint, before, check, workers)
     if workers == 1:
         return pd.DataFrame(job.run(0))
     with TemporaryDirectory(prefix="sum-") as folder:
@@ -98,16 +150,11 @@ class _Job:
     step: Step
     model: nn.Module
     optimiser: torch.optim.Optimizer
-    schedule: Schedule
-    seed: int
-    clip: float
-    resume: Path | None
-    mark: str
-    every: int
-    title: str
-    shares: int
+    plan: Plan
+    checkpoint: Checkpoint
+    before: Callable[[int], None] | None
+    check: Check | None
     workers: int
-    before: Callable[[], None] | None
 
     def run_and_save(self, rank: int, end: Path) -> None:
         log = self.run(rank)
@@ -115,53 +162,86 @@ class _Job:
             torch.save({"model": self.model.state_dict(), "log": log}, end)
 
     def run(self, rank: int) -> list[dict]:
-        iterations, optimiser, resume = self.schedule.iterations, self.optimiser, self.resume
+        """All steps, by worker ``rank``."""
+        plan, optimiser, path = self.plan, self.optimiser, self.checkpoint.path
+        iterations = plan.schedule.iterations
         peak = [group["lr"] for group in optimiser.param_groups]
-        log = _resume(self.model, optimiser, resume, self.mark, loud=rank == 0)
+        log = self._resume(rank)
         parameters = [p for group in optimiser.param_groups for p in group["params"] if p.requires_grad]
-        hidden = {"disable": True} if rank else {}  # what is not said is left to TQDM_DISABLE
-        for k in tqdm(
-            range(len(log), iterations), initial=len(log), total=iterations, desc=self.title, **hidden
-        ):
+        hidden = {} if plan.progress and rank == 0 else {"disable": True}  # else TQDM_DISABLE decides
+        bar = tqdm(range(len(log), iterations), initial=len(log), total=iterations, desc=plan.title, **hidden)
+        for k in bar:
             for group, lr in zip(optimiser.param_groups, peak):
-                group["lr"] = lr * self.schedule(k)
+                group["lr"] = lr * plan.schedule(k)
             if self.before:
-                self.before()
-            row = self._gradients(k, range(rank, self.shares, self.workers), parameters)
-            norm = torch.nn.utils.clip_grad_norm_(parameters, self.clip or math.inf)
+                self.before(k)
+            row = self._gradients(k, range(rank, plan.shares, self.workers), parameters)
+            norm = torch.nn.utils.clip_grad_norm_(parameters, plan.clip or math.inf)
             if not math.isfinite(norm):
                 raise FloatingPointError(
-                    f"{self.title}: the gradient of step {k} is not finite; lower the learning rate in params.yaml"
+                    f"{plan.title}: the gradient of step {k} is not finite; "
+                    "lower the learning rate in params.yaml"
                 )
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
             log.append({"step": k + 1, **row, "gradient_norm": norm.item()})
-            if rank == 0 and resume and (k + 1) % self.every == 0 and k + 1 < iterations:
-                save_checkpoint(
-                    resume,
-                    self.mark,
-                    k + 1,
-                    model=self.model.state_dict(),
-                    optimiser=optimiser.state_dict(),
-                    log=log,
-                )
-        if rank == 0 and resume:
-            resume.unlink(missing_ok=True)
+            if rank == 0:
+                self._pause(k + 1, log)
+        if rank == 0 and path and not self.checkpoint.keep:
+            path.unlink(missing_ok=True)
         return log
 
+    def _pause(self, done: int, log: list[dict]) -> None:
+        """What comes between two steps: the check, then the checkpoint."""
+        every, last = self.plan.every, done == self.plan.schedule.iterations
+        if done % every and not last:
+            return
+        if self.check:
+            self.check(done, log[(done - 1) // every * every :])
+        if self.checkpoint.path and (self.checkpoint.keep or not last):
+            save_checkpoint(
+                self.checkpoint.path,
+                self.checkpoint.fingerprint,
+                done,
+                model=self.model.state_dict(),
+                optimiser=self.optimiser.state_dict(),
+                check=self.check.state_dict() if self.check else {},
+                log=log,
+            )
+
+    def _resume(self, rank: int) -> list[dict]:
+        """The log so far; the states are loaded."""
+        state = load_checkpoint(
+            self.checkpoint.path,
+            self.checkpoint.fingerprint,
+            loud=self.plan.progress and rank == 0,
+            warn=rank == 0,
+        )
+        if state:
+            self.model.load_state_dict(state["model"])
+            self.optimiser.load_state_dict(state["optimiser"])
+        if self.check and rank == 0:
+            if state:
+                self.check.load_state_dict(state["check"])
+            else:
+                self.check(0, [])
+        return state["log"] if state else []
+
     def _gradients(self, k: int, mine: range, parameters: list[nn.Parameter]) -> dict[str, float]:
-        """Leave in ``parameters`` the mean gradient over all shares of step ``k``, of which this worker computes ``mine``; the mean numbers."""
-        if self.shares == 1:
+        """Compute this worker's shares ``mine`` of step ``k``; the averaged numbers of all shares.
+
+        The gradients, averaged over all shares, are left in ``parameters``.
+        """
+        if self.plan.shares == 1:
             return self.step(self._generator(k, 0), 0)
         total: list[torch.Tensor] = []
         for share in mine:
             row = self.step(self._generator(k, share), share)
-            found = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-            found.append(torch.tensor(list(row.values()), dtype=torch.float64))
-            total = [a.add_(b) for a, b in zip(total, found)] if total else found
-            self.optimiser.zero_grad(
-                set_to_none=True
-            )  # a share's gradient is added as a whole, as between processes: the same bits
+            values = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+            values.append(torch.tensor(list(row.values()), dtype=torch.float64))
+            total = [a.add_(b) for a, b in zip(total, values)] if total else values
+            # A share's gradient is added as a whole, as between processes: the same bits.
+            self.optimiser.zero_grad(set_to_none=True)
         *gradients, numbers = (value.div_(len(mine)) for value in total)
         for p, gradient in zip(parameters, gradients):
             p.grad = gradient
@@ -170,40 +250,38 @@ class _Job:
         return dict(zip(row, numbers.tolist()))
 
     def _generator(self, k: int, share: int) -> torch.Generator:
-        return torch.Generator().manual_seed((self.seed * 1_000_003 + k) * self.shares + share)
+        return torch.Generator().manual_seed((self.plan.seed * 1_000_003 + k) * self.plan.shares + share)
 
 
-def _resume(
-    model: nn.Module, optimiser: torch.optim.Optimizer, path: Path | None, mark: str, loud: bool
-) -> list[dict]:
-    state = load_checkpoint(path, mark, loud)
-    if not state:
-        return []
-    model.load_state_dict(state["model"])
-    optimiser.load_state_dict(state["optimiser"])
-    return state["log"]
+def save_checkpoint(path: Path, fingerprint: str, step: int, **state) -> None:
+    """Write the state of a training after ``step``, whole or not at all.
+
+    ``state`` is of tensors, numbers, texts and containers of them.
+    """
+    with whole(path) as temporary:
+        torch.save({"fingerprint": fingerprint, "step": step, **state}, temporary)
 
 
-def save_checkpoint(path: Path, mark: str, step: int, **state) -> None:
-    """Write the state of a training after ``step``, whole or not at all: tensors, numbers, texts and containers of them."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save({"mark": mark, "step": step, **state}, path.with_suffix(".tmp"))
-    os.replace(path.with_suffix(".tmp"), path)
+def load_checkpoint(
+    path: Path | None, fingerprint: str, *, loud: bool = True, warn: bool = True
+) -> dict | None:
+    """The saved state; None if there is none, it can not be read or its ``fingerprint`` differs.
 
-
-def load_checkpoint(path: Path | None, mark: str, loud: bool = True) -> dict | None:
-    """What `save_checkpoint` wrote, to resume from; None where nothing is there, or something of another ``mark``, which is said if ``loud``."""
+    ``loud``: it is said if a training resumes; ``warn``: it is said if a checkpoint is not used, and why.
+    """
     if path is None or not path.exists():
         return None
-    state = torch.load(path, weights_only=True)
-    fits = state["mark"] == mark
+    why, state = "", {}
+    try:
+        state = torch.load(path, weights_only=True)
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        why = f"can not be read ({type(error).__name__})"
+    if not why and (not isinstance(state, dict) or state.get("fingerprint") != fingerprint):
+        why = "is of another configuration, code or data"
+    if why:
+        if warn:
+            print(f"{path.name}: the checkpoint {why}; starting anew")
+        return None
     if loud:
-        print(
-            f"{path.name}: "
-            + (
-                f"resuming after step {state['step']}"
-                if fits
-                else "a checkpoint of another configuration or data; starting anew"
-            )
-        )
-    return state if fits else None
+        print(f"{path.name}: resuming after step {state['step']}")
+    return state
