@@ -59,8 +59,9 @@ def one_output(
 ) -> np.ndarray:
     """The mask (H, W) bool for one click on ``target`` (H, W) bool, with the task prompt ``task``, if given.
 
-    ``setting`` of `evaluate.interact`: "single", one fixed output, as the paper compares with HQ-SAM; or "ranked", the one that the model
-    ranks first, since a task prompt is trained on the three outputs of the first round.
+    ``setting`` of `evaluate.interact`: "single", one fixed output, as the paper compares with HQ-SAM; or
+    "ranked", the one that the model ranks first, since a task prompt is trained on the three outputs of the
+    first round.
     """
     embedding = model.encode(model.preprocess(sample.image)[None])
     ((_, _, masks),) = interact(
@@ -81,9 +82,11 @@ def one_output(
 def task_rows(
     sam: Sum, model: Sum, salient: Dataset, entities: Dataset, count: int
 ) -> tuple[list[dict[str, np.ndarray]], list[tuple[int, int]]]:
-    """Rows for `sumlib.figures.pictures.panels` and their clicks (x, y): one click on an object that belongs to a salient group, read as SAM does and by task prompt.
+    """Rows for `sumlib.figures.pictures.panels` and their clicks (x, y): one click on an object that belongs
+    to a salient group, read as SAM does and by task prompt.
 
-    The first ``count`` images of both data sets whose salient mask holds more than one entity; clicked is the largest of these entities.
+    The first ``count`` images of both data sets whose salient mask holds more than one entity; clicked is the
+    largest of these entities.
     """
     rows, points = [], []
     place = {name: k for k, name in enumerate(entities.names)}
@@ -118,7 +121,8 @@ def task_rows(
 def model_rows(
     models: Mapping[str, tuple[Sum, int | None]], dataset: Dataset, images: Sequence[int]
 ) -> tuple[list[dict[str, np.ndarray]], list[tuple[int, int]]]:
-    """Rows and clicks as `task_rows`: the largest mask of each of ``images`` (numbers), by each of ``models`` {title: (model, task prompt)}, one fixed output, and the truth."""
+    """Rows and clicks as `task_rows`: the largest mask of each of ``images`` (numbers), by each of ``models``
+    {title: (model, task prompt)}, one fixed output, and the truth."""
     rows, points = [], []
     for number in images:
         sample = dataset[number]

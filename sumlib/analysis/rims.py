@@ -1,7 +1,9 @@
-"""Where a mask is painted too wide: the ring around a part, towards the background and towards the rest of its object.
+"""Where a mask is painted too wide: the ring around a part, towards the background and towards the rest of
+its object.
 
-Fine-tuning on salient objects and entities shows a model where an object ends, never where a part ends inside it. The two
-sides of a part's ring tell how far what was learnt at the former edges carries over to the latter.
+Fine-tuning on salient objects and entities shows a model where an object ends, never where a part ends inside
+it. The two sides of a part's ring tell how far what was learnt at the former edges carries over to the
+latter.
 """
 
 from collections.abc import Collection, Iterator
@@ -16,6 +18,7 @@ from sumlib.config.runs import RunConfig
 from sumlib.data.dataset import Dataset, Sample
 from sumlib.evaluate import one_click
 from sumlib.model.sum import Sum
+from sumlib.report.intervals import RESAMPLES, interval, resample
 
 SIDES = ("background", "same object")
 
@@ -41,10 +44,11 @@ def ring_errors(
     trained_tasks: Collection[int],
     width: int = 2,
 ) -> pd.DataFrame:
-    """Pixels of the ring of ``width`` around each part that the model paints at 1 point (oracle setting), by side.
+    """Pixels of the ring of ``width`` around each part that the model paints at 1 point (oracle setting), by
+    side.
 
-    ``parts`` and ``entities`` are the masks of the same images. Columns: run, image, mask, side (`SIDES`), pixels, painted; a side without
-    pixels has no row.
+    ``parts`` and ``entities`` are the masks of the same images. Columns: run, image, mask, side (`SIDES`),
+    pixels, painted; a side without pixels has no row.
     """
     model.eval()
     rows = []
@@ -62,17 +66,23 @@ def ring_errors(
     return pd.DataFrame(rows, columns=["run", "image", "mask", "side", "pixels", "painted"])
 
 
-def painted_share(errors: pd.DataFrame, generator: np.random.Generator, draws: int = 2000) -> pd.DataFrame:
-    """Share of the ring painted (%), run by side, with a 95 % interval by bootstrap over images; columns run, side, share, low, high."""
+def painted_share(
+    errors: pd.DataFrame, generator: np.random.Generator, draws: int = RESAMPLES
+) -> pd.DataFrame:
+    """Share of the ring that is painted (%), with a 95 % interval by bootstrap over images.
+
+    ``errors`` as from `ring_errors`. Columns: run, side, share, low, high.
+    """
     counts = errors.pivot_table(
         index="image", columns=["run", "side"], values=["pixels", "painted"], aggfunc="sum", fill_value=0
     )
-    chosen = generator.integers(0, len(counts), (draws, len(counts)))
-    weights = np.stack([np.bincount(row, minlength=len(counts)) for row in chosen])  # (draws, images)
-    found = []
+    weights = resample(len(counts), generator, draws, one_by_one=True)
+    shares = []
     for run in errors["run"].unique():
         for side in SIDES:
             pixels, painted = (counts[name, run, side].to_numpy(float) for name in ("pixels", "painted"))
-            low, high = np.percentile(100 * (weights @ painted) / (weights @ pixels), [2.5, 97.5])
-            found.append((run, side, 100 * painted.sum() / pixels.sum(), low, high))
-    return pd.DataFrame(found, columns=["run", "side", "share", "low", "high"])
+            share = interval(
+                100 * painted.sum() / pixels.sum(), 100 * (weights @ painted) / (weights @ pixels)
+            )
+            shares.append((run, side, share.value, share.low, share.high))
+    return pd.DataFrame(shares, columns=["run", "side", "share", "low", "high"])

@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 
@@ -15,7 +14,6 @@ from sumlib.model.prompts import FOREGROUND
 from sumlib.model.rounds import best_of
 from sumlib.model.sum import Sum
 from sumlib.refiner.module import Refiner, refine
-from sumlib.report.resampling import image_draw, interval
 from sumlib.sampler import first_click
 from sumlib.uncertainty import certainty_map
 
@@ -112,48 +110,3 @@ def before_and_after(
     seen = refiner.embed(embeddings[:1], lambda: pixels).expand(len(target), -1, -1, -1)
     refined = refine(refiner, seen, low[:, 1:][rows, best], boxes, points)
     return full[rows, best], model.upscale(refined[:, None], size)[:, 0]
-
-
-def changes(
-    measured: Mapping[str, Mapping[str, Mapping]], groups: Mapping[str, Sequence[str]], *, draws: int = 2000
-) -> pd.DataFrame:
-    """What refinement does by task group, in points: name, metric, task, sam, refined, difference, low, high (95 %), worse (% of the masks).
-
-    ``measured[name][data set]`` is a level of `measure_refinement`; ``groups`` {task group: its data sets},
-    to which "all" is added. Means are over masks, then over data sets; intervals are by bootstrap over the
-    images of each data set, with the same draws for every name and metric.
-    """
-    groups = {**groups, "all": [name for names in groups.values() for name in names]}
-    first, rng = next(iter(measured.values())), np.random.default_rng(0)
-    draw = {name: image_draw(sorted(set(first[name]["image"])), rng, draws) for name in groups["all"]}
-    rows = []
-    for name, by_set in measured.items():
-        for metric, key in (("mIoU", "iou"), ("mBIoU", "biou")):
-            for group, datasets in groups.items():
-                resampled, sam, refined, worse = [], [], [], []
-                for dataset in datasets:
-                    before, after = (
-                        100 * np.array(by_set[dataset][f"{who}_{key}"]) for who in ("sam", "refined")
-                    )
-                    resampled.append(draw[dataset](after - before, by_set[dataset]["image"]))
-                    for means, value in (
-                        (sam, before.mean()),
-                        (refined, after.mean()),
-                        (worse, 100 * (after < before).mean()),
-                    ):
-                        means.append(value)
-                change = interval(np.mean(refined) - np.mean(sam), np.mean(resampled, 0))
-                rows.append(
-                    {
-                        "name": name,
-                        "metric": metric,
-                        "task": group,
-                        "sam": np.mean(sam),
-                        "refined": np.mean(refined),
-                        "difference": change.value,
-                        "low": change.low,
-                        "high": change.high,
-                        "worse": np.mean(worse),
-                    }
-                )
-    return pd.DataFrame(rows)

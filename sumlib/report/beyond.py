@@ -1,11 +1,16 @@
-"""What goes beyond the paper: a second round of self-training, SUM with AugSeg's consistency, and both forms of the discrepancy, beside SUM on the same data."""
+"""What goes beyond the paper, beside SUM on the same data.
+
+A second round of self-training, SUM with AugSeg's consistency, and both forms of the discrepancy.
+"""
 
 from collections.abc import Sequence
+from itertools import product
 
 import pandas as pd
 
 from sumlib.report.intervals import Bootstrap, MissingRun
-from sumlib.report.results import TASKS, fixed, markdown_table
+from sumlib.report.results import METRICS, TASKS
+from sumlib.report.text import fixed, markdown_table
 
 BEYOND = {
     ("SUM second round", "FT-Medium"): ("SUM", "FT-Medium"),
@@ -16,73 +21,55 @@ BEYOND = {
 """(model, train_set) -> what it is compared with."""
 
 
-def beyond_table(bootstrap: Bootstrap, rounds: Sequence[int] = (1, 3, 6)) -> pd.DataFrame:
-    """Difference of each model of `BEYOND` to its SUM: model, train_set, reference, rounds, metric, task, difference, low, high (95 %, points), seeds.
+COLUMNS = [
+    "model",
+    "train_set",
+    "reference",
+    "rounds",
+    "metric",
+    "task",
+    "difference",
+    "low",
+    "high",
+    "seeds",
+]
 
-    What was not evaluated is left out.
+
+def beyond_table(bootstrap: Bootstrap, rounds: Sequence[int] = (1, 3, 6)) -> pd.DataFrame:
+    """Difference of each model of `BEYOND` to its SUM, in points, with 95 % intervals; what was not evaluated
+    is left out.
+
+    Columns: `COLUMNS`; "seeds" is the number of trainings, of the model with the fewest.
     """
     rows = []
-    for model, reference in BEYOND.items():
-        for number in rounds:
-            for metric in ("mIoU", "mBIoU"):
-                for task in (*TASKS, "all"):
-                    try:
-                        found = bootstrap.compare(
-                            {model: 1.0, reference: -1.0}, task, prompt="point", rounds=number, metric=metric
-                        )
-                    except MissingRun:
-                        continue
-                    rows.append(
-                        {
-                            "model": model[0],
-                            "train_set": model[1],
-                            "reference": " ".join(reference),
-                            "rounds": number,
-                            "metric": metric,
-                            "task": task,
-                            "difference": found.value,
-                            "low": found.low,
-                            "high": found.high,
-                            "seeds": max(1, len(found.seeds)),
-                        }
-                    )
-    return pd.DataFrame(
-        rows,
-        columns=[
-            "model",
-            "train_set",
-            "reference",
-            "rounds",
-            "metric",
-            "task",
-            "difference",
-            "low",
-            "high",
-            "seeds",
-        ],
-    )
+    for (model, reference), number, metric, task in product(BEYOND.items(), rounds, METRICS, (*TASKS, "all")):
+        models = {model: 1.0, reference: -1.0}
+        try:
+            change = bootstrap.compare(models, task, prompt="point", rounds=number, metric=metric)
+        except MissingRun:
+            continue
+        place = (*model, " ".join(reference), number, metric, task)
+        rows.append((*place, change.value, change.low, change.high, change.trainings))
+    return pd.DataFrame(rows, columns=COLUMNS)
 
 
 def beyond_markdown(table: pd.DataFrame) -> str:
     """`beyond_table`'s result for people: a row a model, metric and round."""
     parts = [
         "# Beyond the paper",
-        "Points, difference to SUM on the same human masks, with its 95 % interval (paired bootstrap over test images). One training each: "
-        "an interval does not tell how much another seed would change. **Bold**: the whole interval on one side of 0.",
+        "Points, difference to SUM on the same human masks, with its 95 % interval (paired bootstrap over "
+        "test images). One "
+        "training each: an interval does not tell how much another seed would change. **Bold**: the whole "
+        "interval on one "
+        "side of 0.",
     ]
     rows = []
-    for (model, train_set, reference, metric, number), block in table.groupby(
+    for (model, _, reference, metric, number), block in table.groupby(
         ["model", "train_set", "reference", "metric", "rounds"], sort=False
     ):
-        by = block.set_index("task")
-        rows.append(
-            [
-                f"{model} − {reference}",
-                metric,
-                str(number),
-                *(_cell(by.loc[task]) if task in by.index else "–" for task in (*TASKS, "all")),
-            ]
-        )
+        by_task = block.set_index("task")
+        cells = [_cell(by_task.loc[task]) if task in by_task.index else "–" for task in (*TASKS, "all")]
+        rows.append([f"{model} − {reference}", metric, str(number), *cells])
     parts.append(markdown_table(["difference", "metric", "points", *TASKS, "all"], rows, text=(0, 1)))
     return "\n\n".join(parts) + "\n"
 
