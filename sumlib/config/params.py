@@ -371,7 +371,7 @@ SECTIONS = {name: hint for name, hint in get_type_hints(Config).items() if name 
 """The sections that hold an entry for each profile, and their dataclasses."""
 RUN_SECTIONS = ("human_only", "with_labels")
 """The sections that `runs` merges."""
-LARGEST_FILE, LARGEST_TREE = 1_000_000, 100_000
+LARGEST_FILE, LARGEST_TREE = 1_000_000, 30_000
 """Bytes of a parameter file, and values in it with every alias written out, at most."""
 
 
@@ -493,8 +493,10 @@ def _parse(reader: Reader, text: str) -> Any:
         if (node := loader.get_single_node()) is None:
             return None
         if _size(node, {}) > LARGEST_TREE:
-            reader.fail(f"it has more than {LARGEST_TREE:,} values, aliases written out; restore it with git")
+            raise _TooLargeError
         return loader.construct_document(node)
+    except _TooLargeError:
+        reader.fail(f"it has more than {LARGEST_TREE:,} values, aliases written out; restore it with git")
     finally:
         loader.dispose()
 
@@ -528,8 +530,20 @@ def _datasets(reader: Reader, section: Any) -> dict[str, DatasetConfig]:
     return datasets
 
 
+class _TooLargeError(Exception):
+    """A YAML text with too many values."""
+
+
 class _UniqueKeyLoader(yaml.SafeLoader):
-    """SafeLoader that refuses a key given twice instead of silently taking the last value."""
+    """SafeLoader that refuses a key given twice instead of silently taking the last value, and too large texts."""
+
+    nodes = 0
+
+    def compose_node(self, parent, index):
+        self.nodes += 1
+        if self.nodes > LARGEST_TREE:
+            raise _TooLargeError
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node, deep=False):
         seen = set()

@@ -36,7 +36,7 @@ KERNEL_ENV = {
 NOISE = (  # what differs between two runs of the same code, in text outputs
     (re.compile(r"\S*/ipykernel_\d+/\d+\.py"), "<cell>"),
     (re.compile(r"\b0x[0-9a-f]{6,}\b"), "0x0"),
-    (re.compile(r"^resuming after .*\n?", re.MULTILINE), ""),  # a training that was killed and goes on
+    (re.compile(r"^.*\b(resuming after|starting anew)\b.*\n?", re.MULTILINE), ""),  # said after a kill
 )
 
 
