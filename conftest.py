@@ -1,10 +1,13 @@
-"""Tests and notebooks run on the profile `smoke`, and may not change results/.
+"""Tests and notebooks run on the profile `smoke`, in a small world of their own, and may not change results/.
 
 The environment is set when this file is loaded, before any test imports sumlib: the kernels that nbval starts and the
-workers of pytest-xdist inherit it.
+workers of pytest-xdist inherit it. The world lies in a temporary folder that the first notebook fills
+(`sumlib.pipeline.workspace`), so tests that read none of it do not wait for it.
 """
 
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -18,8 +21,17 @@ os.environ["DVC_NO_ANALYTICS"] = "1"
 
 
 def pytest_configure(config):
-    """Remember what stands in results/ before the tests."""
+    """Remember what stands in results/ before the tests, and name the folder of the small world."""
     config.results_before = _state()
+    if not hasattr(config, "workerinput"):  # workers of xdist inherit it
+        config.small_world = Path(tempfile.mkdtemp(prefix="sum-tests-"))
+        os.environ["SUM_WORKSPACE"] = str(config.small_world / "world")
+
+
+def pytest_unconfigure(config):
+    """Remove the small world and the copies that kernels made of it."""
+    if hasattr(config, "small_world"):
+        shutil.rmtree(config.small_world, ignore_errors=True)
 
 
 def pytest_sessionfinish(session):

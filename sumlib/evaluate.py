@@ -16,7 +16,9 @@ from sumlib.config.params import Config, EvaluateConfig
 from sumlib.config.runs import RunConfig
 from sumlib.data.dataset import Dataset, Sample
 from sumlib.data.registry import REGISTRY, TASK_GROUPS
-from sumlib.metrics import boundary_iou, mask_iou
+from sumlib.metrics import boundary_iou
+from sumlib.model.prompts import Prompts
+from sumlib.model.rounds import Round, best_of, interactive_rounds
 from sumlib.model.sum import Sum
 from sumlib.sampler import boundary_click, first_click, next_click
 
@@ -54,10 +56,10 @@ def evaluate_run(
 
     On a CPU ``config.workers`` processes share the data sets.
 
-    ``prompts`` are the first prompts ("point", "box", "boundary-point"), by default the configuration's; a boundary point is
-    a single round (Table 5); ``settings`` ("oracle", "single") likewise. ``trained_tasks`` are the task ids of the run's human masks: a set of another task is prompted
-    with id 0, "unspecified". Columns: run, model, train_set, seed, task, dataset, image, mask, prompt, setting, round,
-    iou, biou.
+    ``prompts`` are the first prompts ("point", "box", "boundary-point"), by default the configuration's; a
+    boundary point is a single round (Table 5); ``settings`` ("oracle", "single") likewise. ``trained_tasks``
+    are the task ids of the run's human masks: a set of another task is prompted with id 0, "unspecified".
+    Columns: run, model, train_set, seed, task, dataset, image, mask, prompt, setting, round, iou, biou.
     """
     model.eval()
     first = prompts or config.prompts
@@ -167,9 +169,10 @@ def interact(
 ) -> list[tuple[Tensor, ...]]:
     """Prompt N masks for ``rounds`` rounds; one (IoU (N,), boundary IoU (N,)) a round, with ``keep`` also the masks (N, H, W).
 
-    ``embedding`` (B, C, h, w), ``image`` (N,) index into it, ``target`` (N, H, W) bool at the original size. In the oracle
-    setting a first round's best of three outputs, by IoU with the target, is taken and shown to the model again; in the
-    single setting output 0, in the ranked one the output of three whose IoU the model predicts to be the largest. ``task_rounds``: "none", "first" or "continuous".
+    ``embedding`` (B, C, h, w), ``image`` (N,) index into it, ``target`` (N, H, W) bool at the original size.
+    In the oracle setting a first round's best of three outputs, by IoU with the target, is taken and shown to
+    the model again; in the single setting output 0, in the ranked one the output of three whose IoU the model
+    predicts to be the largest. ``task_rounds``: "none", "first" or "continuous".
     """
     if prompt not in ("point", "box", "boundary-point") or setting not in ("oracle", "single", "ranked"):
         raise ValueError(
@@ -177,36 +180,34 @@ def interact(
         )
     n, size, device = len(target), target.shape[1:], embedding.device
     own, target = embedding[image.to(device)], target.to(device)
+    rows, tasks = torch.arange(n, device=device), torch.full((n,), task, device=device)
+
+    def decode(prompts: Prompts, shown: Tensor | None, number: int) -> tuple[Tensor, Tensor]:
+        given = task_rounds == "continuous" or (task_rounds == "first" and number == 0)
+        return model.decode_codes(
+            own, prompts.xy, prompts.codes, mask_inputs=shown, tasks=tasks if given else None
+        )
+
+    def next_prompts(turn: Round) -> Prompts:
+        point, label = next_click(target, turn.mask)
+        return turn.prompts.add(model.to_input_frame(point.float(), size), label)
+
     if prompt == "box":
-        xy = model.to_input_frame(mask_box(target).view(n, 2, 2).float(), size)
-        codes = torch.tensor([[2, 3]], device=device).expand(n, -1)
+        first = Prompts.from_boxes(
+            model.to_input_frame(mask_box(target).view(n, 2, 2).float(), size).flatten(1)
+        )
     else:
         click = first_click(target) if prompt == "point" else boundary_click(target, boundary_distance)
-        xy = torch.stack([model.to_input_frame(click.float(), size), torch.zeros(n, 2, device=device)], 1)
-        codes = torch.tensor([[1, -1]], device=device).expand(n, -1)
-    previous, results, rows = None, [], torch.arange(n, device=device)
-    for number in range(rounds):
-        given = task_rounds == "continuous" or (task_rounds == "first" and number == 0)
-        low, score = model.decode_codes(
-            own,
-            xy,
-            codes,
-            mask_inputs=previous,
-            tasks=torch.full((n,), task, device=device) if given else None,
-        )
-        low, score = (
-            (low[:, 1:], score[:, 1:]) if number == 0 and setting != "single" else (low[:, :1], score[:, :1])
-        )
-        masks = model.upscale(low, size) > 0  # (N, K, H, W)
-        k = masks.shape[1]
-        iou = mask_iou(masks.flatten(0, 1), target.repeat_interleave(k, 0)).view(n, k)
-        best = (score if setting == "ranked" else iou).argmax(1)
-        mask, previous = masks[rows, best], low[rows, best][:, None]
+        first = Prompts.from_points(model.to_input_frame(click.float(), size)[:, None])
+    results = []
+    for turn in interactive_rounds(decode, first, rounds, next_prompts, several=setting != "single"):
+        masks = model.upscale(turn.logits, size) > 0  # (N, K, H, W)
+        best, iou = best_of(masks, target)
+        if setting == "ranked":
+            best = turn.score.argmax(1)
+        mask = masks[rows, best]
+        turn.take(best, mask)
         results.append((iou[rows, best], boundary_iou(mask, target), *([mask] if keep else [])))
-        if number + 1 < rounds:
-            point, label = next_click(target, mask)
-            xy = torch.cat([xy, model.to_input_frame(point.float(), size)[:, None]], 1)
-            codes = torch.cat([codes, label[:, None]], 1)
     return results
 
 

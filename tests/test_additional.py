@@ -166,6 +166,48 @@ def test_broken_annotations_are_named(name, file, tmp_path):
         open_additional(name, tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("record", "words"),
+    [
+        (7, "TypeError"),
+        ({"filename": "0.jpg"}, "KeyError: 'regions'"),
+        ({"regions": []}, "KeyError: 'filename'"),
+        ({"filename": 5, "regions": []}, "filename is no text"),
+        (
+            {
+                "filename": "0.jpg",
+                "regions": [{"shape_attributes": {"all_points_x": [1], "all_points_y": []}}],
+            },
+            "shorter",
+        ),
+        (
+            {
+                "filename": "0.jpg",
+                "regions": [{"shape_attributes": {"all_points_x": ["a"], "all_points_y": [1]}}],
+            },
+            "'a'",
+        ),
+    ],
+)
+def test_a_wrong_entry_of_via_is_named(record, words, tmp_path):
+    write_additional("NDD20", tmp_path, list(scenes("NDD20", 2)))
+    path = tmp_path / "additional/NDD20/BELOW_LABELS.json"
+    path.write_text(json.dumps({"dolphin-1": record}))
+    with pytest.raises(ValueError, match=f"BELOW_LABELS.json: .*entry 'dolphin-1'.*{words}.*mend"):
+        open_additional("NDD20", tmp_path)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e9, 2**63])
+def test_outlines_far_outside_the_image_are_named(value, tmp_path):
+    write_additional("NDD20", tmp_path, list(scenes("NDD20", 2)))
+    path = tmp_path / "additional/NDD20/BELOW_LABELS.json"
+    content = json.loads(path.read_text())
+    next(iter(content.values()))["regions"][0]["shape_attributes"]["all_points_x"][1] = value
+    path.write_text(json.dumps(content))
+    (bad,) = open_additional("NDD20", tmp_path).check()
+    assert bad.path == path and "annotation 0: a polygon's corner" in bad.reason and "restore" in bad.reason
+
+
 @pytest.mark.parametrize("name", SETS)
 def test_missing_folders_are_named(name, tmp_path):
     with pytest.raises(FileNotFoundError, match=f"additional/{name}: folder of data set {name} is missing"):

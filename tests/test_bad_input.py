@@ -1,14 +1,18 @@
 """Bad data gives one message that names the file and the remedy; bad samples are listed, counted and left out."""
 
+import gzip
 import json
+import os
 import shutil
+import tarfile
 
 import numpy as np
 import pytest
 from PIL import Image
 from scenes import SCENES
 
-from sumlib.data.images import BadSampleError, read_labels, read_mask
+from sumlib.data.images import BadSampleError, is_turned, read_image, read_labels, read_mask
+from sumlib.data.layouts.additional import open_additional
 from sumlib.data.registry import open_dataset
 from sumlib.micro.export import write_dataset
 
@@ -105,6 +109,113 @@ def test_sa1b_image(tmp_path):
     expect_bad(tmp_path, "SA-1B", "sa_1", path, "missing")
 
 
+@pytest.mark.parametrize("file", [IMAGE, MASK])
+def test_a_pipe_or_a_device_is_refused_at_once(root, file):
+    (root / file).unlink()
+    os.mkfifo(root / file)
+    for read in (read_image, read_mask, read_labels):
+        with pytest.raises(BadSampleError, match="no regular file"):
+            read(root / file)
+    assert not is_turned(root / file)
+    expect_bad(root, "COIFT", "00001", root / file, "missing")
+    (root / file).unlink()
+    (root / file).symlink_to("/dev/zero")
+    with pytest.raises(BadSampleError, match="no regular file"):
+        read_image(root / file)
+
+
+@pytest.mark.parametrize("mode", ["w:", "w:gz"])
+def test_a_bomb_in_an_archive_is_refused_before_it_is_unpacked(tmp_path, mode):
+    (tmp_path / "SA-1B").mkdir()
+    member = tarfile.TarInfo("sa_1.jpg")
+    member.size = 2**40
+    archive = tmp_path / "SA-1B/sa_000000.tar"
+    archive.write_bytes(member.tobuf() if mode == "w:" else gzip.compress(member.tobuf() + bytes(2**20)))
+    with pytest.raises(ValueError, match="sa_000000.tar: .*sa_1.jpg has 1099511627776 bytes"):
+        open_dataset("SA-1B", tmp_path)
+
+
+GREY = np.linspace(0, 1, 256).reshape(16, 16)
+
+
+@pytest.mark.parametrize(
+    ("values", "suffix"),
+    [
+        ((GREY * 65535).round().astype(np.uint16), ".png"),
+        ((GREY * 65535).round().astype(np.uint16), ".tif"),
+        (GREY.astype(np.float32), ".tif"),
+        ((GREY * 255).astype(np.float32), ".tif"),
+    ],
+)
+def test_deep_pictures_are_scaled_by_the_range_of_their_type(tmp_path, values, suffix):
+    path = tmp_path / f"deep{suffix}"
+    Image.fromarray(values).save(path)
+    assert (read_image(path) == np.arange(256).reshape(16, 16, 1)).all()
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        (np.full((4, 4), 70000, np.int32), "32-bit integers"),
+        (np.full((4, 4), 9, np.int32), "32-bit integers"),
+        (np.full((4, 4), -9, np.int32), "negative"),
+        (np.full((4, 4), 300.0, np.float32), "neither"),
+        (np.full((4, 4), -1.0, np.float32), "negative"),
+        (np.full((4, 4), np.nan, np.float32), "not finite"),
+        (np.full((4, 4), np.inf, np.float32), "not finite"),
+    ],
+)
+def test_pictures_whose_range_cannot_be_told_are_refused(tmp_path, values, words):
+    path = tmp_path / "deep.tif"
+    Image.fromarray(values).save(path)
+    with pytest.raises(BadSampleError, match=f"deep.tif: .*{words}.*save"):
+        read_image(path)
+
+
+def test_masks_and_labels_of_floats(tmp_path):
+    path = tmp_path / "mask.tif"
+    for values in (GREY, GREY * 255):
+        Image.fromarray(values.astype(np.float32)).save(path)
+        assert (read_mask(path, 128) == (GREY * 255 > 128.001)).all()
+    Image.fromarray(np.array([[0, np.nan]], np.float32)).save(path)
+    for read in (read_mask, read_labels):
+        with pytest.raises(BadSampleError, match="not finite"):
+            read(path)
+    Image.fromarray(np.array([[0, 1.5]], np.float32)).save(path)
+    with pytest.raises(BadSampleError, match="not whole numbers"):
+        read_labels(path)
+    Image.fromarray(np.array([[0, 70000]], np.int32)).save(path)
+    with pytest.raises(BadSampleError, match="more than 16 bits"):
+        read_mask(path)
+    assert read_labels(path).tolist() == [[0, 70000]]
+
+
+def test_cmyk_follows_its_colour_profile_or_the_plain_formula(tmp_path):
+    path = tmp_path / "ink.jpg"
+    Image.new("CMYK", (4, 4), (0, 255, 255, 0)).save(path, quality=100)
+    assert np.abs(read_image(path).astype(int) - [255, 0, 0]).max() < 4
+    Image.new("CMYK", (4, 4)).save(path, icc_profile=b"no profile")
+    with pytest.raises(
+        BadSampleError, match="ink.jpg: colours of mode CMYK cannot be converted.*save the image as RGB"
+    ):
+        read_image(path)
+    Image.new("CMYK", (4, 4)).save(path)
+    with pytest.raises(BadSampleError, match="colour picture"):
+        read_labels(path)
+
+
+def test_a_picture_in_place_of_a_label_map_is_refused(tmp_path):
+    write_dataset("EasyPortrait", tmp_path, SCENES[:1])
+    path = tmp_path / "additional/IBD"
+    (path / "images").mkdir(parents=True)
+    (path / "masks").mkdir()
+    values = np.arange(80 * 80, dtype=np.uint16).reshape(80, 80)
+    Image.fromarray(np.zeros((80, 80, 3), np.uint8)).save(path / "images/a.png")
+    Image.fromarray(values).save(path / "masks/a.png")
+    with pytest.raises(BadSampleError, match="holds 6399 labels"):
+        open_additional("IBD", tmp_path)[0]
+
+
 def test_sa1b_archive(tmp_path):
     (tmp_path / "SA-1B").mkdir()
     archive = tmp_path / "SA-1B/sa_000000.tar"
@@ -146,13 +257,63 @@ def test_coco_empty_masks_are_left_out_and_listed(tmp_path):
         {"size": [24, 32], "counts": "zzz~"},
         {"size": [32, 24], "counts": [768]},
         {"counts": [768]},
+        {"size": [24, 32], "counts": [700, 68.0]},
+        {"size": [24, 32], "counts": "zzz"},
+        {"size": [10**6, 10**6], "counts": [10**12]},
+        [[1, 1, 9, 1, float("nan"), 9]],
+        [[1, 1, 9, 1, float("inf"), 9]],
+        [[1, 1, 9, 1, 1e9, 9]],
+        [[1, 1, 9, 1, 2**31, 9]],
+        [[1, 1, 9, 1, 2**63, 9]],
+        [[1, 1, 9, 1, "9", 9]],
+        [[1, 1, 9, 1, 9]],
+        [1, 1, 9, 1, 9, 9],
+        "polygon",
+        7,
     ],
 )
-def test_coco_broken_rle(tmp_path, segmentation):
+def test_coco_broken_segmentation(tmp_path, segmentation):
     write_dataset("dev", tmp_path, SCENES[:2])
     path = tmp_path / "dev/entity.json"
     edit(path, lambda c: c["annotations"][0].update(segmentation=segmentation))
     expect_bad(tmp_path, "dev-entity", "00000", path, "dev/images/00000.jpg", "annotation 1", "restore")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda c: c.pop("images"), ["no list of images"]),
+        (lambda c: c.update(annotations={}), ["no list of annotations"]),
+        (lambda c: c["images"][1].pop("file_name"), ["images[1]", "no file_name"]),
+        (lambda c: c["images"][1].pop("id"), ["images[1]", "no id"]),
+        (lambda c: c["images"][1].update(file_name=5), ["images[1]", "file_name is no text"]),
+        (lambda c: c["images"][1].update(id=[1]), ["images[1]", "no id"]),
+        (lambda c: c["images"][1].update(id=1), ["images[1]", "taken by another image"]),
+        (lambda c: c["images"][1].update(height="24"), ["images[1]", "no sizes in pixels"]),
+        (lambda c: c["images"].insert(0, 3), ["images[0]", "no object"]),
+        (lambda c: c["annotations"][2].pop("id"), ["annotations[2]", "no id"]),
+        (lambda c: c["annotations"][2].pop("obj_ann_id"), ["annotations[2]", "no obj_ann_id"]),
+        (lambda c: c["annotations"][2].update(image_id=99), ["annotations[2]", "no image has the id 99"]),
+        (lambda c: c["annotations"].insert(1, None), ["annotations[1]", "no object"]),
+    ],
+)
+def test_coco_entries_that_are_wrong_are_named_with_their_file(tmp_path, change, words):
+    write_dataset("PACO", tmp_path, SCENES[:2])
+    path = tmp_path / "test/PACO/paco_lvis_v1_val.json"
+    edit(path, change)
+    with pytest.raises(ValueError) as caught:
+        open_dataset("PACO", tmp_path)
+    message = str(caught.value)
+    assert all(word in message for word in [str(path), "download", *words]), message
+
+
+@pytest.mark.parametrize("text", ["[]", "7", "[" * 100_000, "\xff", ""])
+def test_coco_file_that_is_no_object(tmp_path, text):
+    write_dataset("PACO", tmp_path, SCENES[:1])
+    path = tmp_path / "test/PACO/paco_lvis_v1_val.json"
+    path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(ValueError, match="paco_lvis_v1_val.json: not a whole COCO file"):
+        open_dataset("PACO", tmp_path)
 
 
 def test_coco_image(tmp_path):

@@ -15,9 +15,9 @@ from PIL import Image
 from scenes import SCENES
 
 import sumlib.data.registry
-from sumlib.base.masks import rle_encode
+from sumlib.base.masks import rle_encode, run_total
 from sumlib.data.images import read_image, read_mask
-from sumlib.data.layouts.coco import PACKS, decode, run_total
+from sumlib.data.layouts.coco import PACKS, decode
 from sumlib.data.registry import REGISTRY, TASK_GROUPS, open_dataset
 from sumlib.micro.export import masks_of, write_dataset
 from sumlib.micro.truth import open_truth

@@ -55,10 +55,41 @@ def test_rle_uncompressed_runs_down_the_columns():
     ]
 
 
-@pytest.mark.parametrize("counts", [[1, 2], "0121"])
-def test_rle_of_another_size_is_refused(counts):
-    with pytest.raises(ValueError, match="RLE"):
+@pytest.mark.parametrize(
+    "counts",
+    [[1, 2], "0121", [0.5, 3.5], [5, -1], [True, 3], [2**63], [], "", "012", "z~", "\u00e9", None, 4, ["4"]],
+)
+def test_rle_of_another_size_or_broken_is_refused(counts):
+    with pytest.raises(ValueError, match="run lengths"):
         masks.rle_decode({"size": [2, 2], "counts": counts})
+
+
+@pytest.mark.parametrize(
+    "size", [[10**6, 10**6], [0, 4], [-2, -2], [2.0, 2.0], [True, 4], [4], "22", None, [2**63, 1]]
+)
+def test_rle_of_no_image_is_refused_before_pycocotools_dies_of_it(size):
+    with pytest.raises(ValueError, match="size of its run lengths"):
+        masks.rle_decode({"size": size, "counts": [4]})
+    with pytest.raises(ValueError, match="size of its run lengths"):
+        masks.rle_decode({"size": size, "counts": "04"})
+
+
+@pytest.mark.parametrize(
+    "value", [np.nan, np.inf, -np.inf, 1e9, 2**31, -(2**31), 2**63, 10**400, True, None, "1", [1]]
+)
+def test_polygons_that_would_kill_pycocotools_are_refused(value):
+    with pytest.raises(ValueError, match="no number near the image of 6 x 8"):
+        masks.polygon_mask([[2, 1, 5, 1, 5, 4, value, 4]], 6, 8)
+
+
+@pytest.mark.parametrize("polygon", [{"size": [6, 8], "counts": [48]}, "212141", [2, 1, 5, 1, 5, 4, 2], 7])
+def test_what_is_no_polygon_is_refused(polygon):
+    with pytest.raises(ValueError, match="no list of x, y"):
+        masks.polygon_mask([polygon], 6, 8)
+
+
+def test_polygons_may_reach_somewhat_outside_the_image():
+    assert masks.polygon_mask([[-8, -8, 16, -8, 16, 16, -8, 16]], 6, 8).all()
 
 
 @pytest.mark.parametrize("size", [(64, 64), (48, 64), (1023, 333), (20, 1000)])

@@ -1,7 +1,7 @@
 """Masks: boxes, run-length codes, resizing and padding, connected components, boundaries.
 
-Batches of masks are boolean torch tensors (N, H, W) on any device. What is read from or written to disk one mask at a
-time (RLE, components, images) is numpy, (H, W). Coordinates are pixels, x to the right, y down.
+Batches of masks are boolean torch tensors (N, H, W) on any device. What is read from or written to disk one mask
+at a time (RLE, components, images) is numpy, (H, W). Coordinates are pixels, x to the right, y down.
 """
 
 import numpy as np
@@ -13,13 +13,18 @@ from segment_anything.utils.amg import batched_mask_to_box
 from segment_anything.utils.transforms import ResizeLongestSide
 from torch import Tensor
 
+MAX_PIXELS = 2**28
+"""Largest height x width that a run-length code may state: 16384 x 16384."""
+POLYGON_REACH = 10
+"""How many image sizes (longer side) a corner of a polygon may lie from the image's origin."""
+
 
 def require_masks(**masks: Tensor) -> None:
     """Check that every named tensor is a boolean batch (N, H, W) and that all have the same shape.
 
     Raises:
-        ValueError: naming the argument and what to do. Shapes are never broadcast: (N, 1, H, W) against (N, H, W) would
-            silently compare every mask with every other.
+        ValueError: naming the argument and what to do. Shapes are never broadcast: (N, 1, H, W) against (N, H, W)
+            would silently compare every mask with every other.
     """
     first = next(iter(masks))
     for name, mask in masks.items():
@@ -81,6 +86,8 @@ def rle_encode(mask: np.ndarray) -> dict:
 def rle_decode(rle: dict) -> np.ndarray:
     """Mask of a COCO run-length code, compressed (string) or not (list of run lengths).
 
+    Everything is checked before pycocotools sees it, which would crash or fill the mask with uninitialised memory.
+
     Args:
         rle: {"size": [H, W], "counts": str, bytes or list of int}.
 
@@ -88,17 +95,93 @@ def rle_decode(rle: dict) -> np.ndarray:
         (H, W) bool.
 
     Raises:
-        ValueError: the counts do not belong to the size.
+        ValueError: the size is not that of an image, or the counts are broken or do not belong to the size.
 
     >>> rle_decode({"size": [2, 2], "counts": "0120"}).astype(int).tolist()
     [[1, 0], [0, 1]]
     """
-    height, width = rle["size"]
+    height, width = _rle_size(rle.get("size"))
+    total = run_total(rle.get("counts"))
+    if total != height * width:
+        raise ValueError(
+            "its run lengths are broken"
+            if total < 0
+            else f"its run lengths cover {total} pixels, but its size is {height} x {width}"
+        )
     if isinstance(rle["counts"], list):
-        if sum(rle["counts"]) != height * width:
-            raise ValueError(f"RLE counts sum to {sum(rle['counts'])}, but its size is {height} x {width}")
         rle = coco.frPyObjects(rle, height, width)
     return coco.decode(rle).astype(bool)  # (H, W)
+
+
+def _rle_size(size: object) -> tuple[int, int]:
+    """Height and width of a run-length code. Raises ValueError unless they are those of an image."""
+    sides = list(size) if isinstance(size, (list, tuple)) else []
+    if len(sides) != 2 or not all(_is_whole(side) and side > 0 for side in sides):
+        raise ValueError(f"the size of its run lengths is {size!r}; it must be [height, width] in pixels")
+    if sides[0] * sides[1] > MAX_PIXELS:
+        raise ValueError(f"the size of its run lengths is {size!r}, more than {MAX_PIXELS} pixels")
+    return int(sides[0]), int(sides[1])
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
+def run_total(counts: object) -> int:
+    """Number of pixels that the run lengths of an RLE cover, -1 if they are broken.
+
+    pycocotools fills what a truncated RLE leaves open with uninitialised memory, so this is checked first.
+
+    >>> run_total("0120"), run_total([0, 1, 2, 1]), run_total("01"), run_total([0.5, 3.5]), run_total("")
+    (4, 4, 1, -1, -1)
+    """
+    if isinstance(counts, list):
+        return sum(counts) if counts and all(_is_whole(n) and n >= 0 for n in counts) else -1
+    if not isinstance(counts, (str, bytes)) or not counts:
+        return -1
+    text = counts.encode("utf-8", "surrogatepass") if isinstance(counts, str) else counts
+    codes = np.frombuffer(text, np.uint8).astype(np.int64) - 48
+    # six bits a character: five of the number, one that says "more follows"
+    ends = np.flatnonzero(codes & 32 == 0)
+    lengths = np.diff(ends, prepend=-1)
+    if codes.min() < 0 or codes.max() > 63 or codes[-1] & 32 or lengths.max() > 6:
+        return -1
+    place = np.arange(len(codes)) - np.repeat(ends - lengths + 1, lengths)
+    runs = np.add.reduceat((codes & 31) << 5 * place, ends - lengths + 1)
+    runs -= np.where(codes[ends] & 16, 1 << 5 * lengths, 0)  # sign of the number
+    runs[1::2], runs[2::2] = runs[1::2].cumsum(), runs[2::2].cumsum()  # differences to two before
+    return int(runs.sum()) if runs.min() >= 0 else -1
+
+
+def polygon_mask(polygons: list, height: int, width: int) -> np.ndarray:
+    """Mask (H, W) bool of COCO polygons [x, y, x, y ...], filled and joined.
+
+    Those of fewer than three corners are ignored; no polygon gives an empty mask. Every coordinate is checked before
+    pycocotools sees it, which would crash on one that is not finite or very large.
+
+    Raises:
+        ValueError: a polygon is no list of x, y pairs, or a corner lies more than `POLYGON_REACH` image sizes outside.
+
+    >>> polygon_mask([[0, 0, 2, 0, 2, 1, 0, 1]], 2, 3).astype(int).tolist()
+    [[1, 1, 0], [0, 0, 0]]
+    """
+    reach = POLYGON_REACH * max(height, width)
+    for polygon in polygons:
+        if not isinstance(polygon, list) or len(polygon) % 2:
+            raise ValueError("a polygon is no list of x, y, x, y ...")
+        wrong = [
+            v
+            for v in polygon
+            if isinstance(v, bool) or not isinstance(v, (int, float)) or not abs(v) <= reach
+        ]
+        if wrong:
+            raise ValueError(
+                f"a polygon's corner has the coordinate {wrong[0]!r}, no number near the image of {height} x {width}"
+            )
+    polygons = [polygon for polygon in polygons if len(polygon) >= 6]
+    if not polygons:
+        return np.zeros((height, width), bool)
+    return coco.decode(coco.merge(coco.frPyObjects(polygons, height, width))).astype(bool)
 
 
 def longest_side_size(height: int, width: int, side: int) -> tuple[int, int]:

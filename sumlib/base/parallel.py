@@ -28,7 +28,8 @@ def processes() -> int:
 def together(work: Callable[..., None], workers: int, *arguments) -> None:
     """Run ``work(rank, *arguments)`` in ``workers`` forked processes that can `average`; returns when all have ended.
 
-    They start with a copy of everything this process holds; what they change stays with them. The first failure ends all and is raised.
+    They start with a copy of everything this process holds; what they change stays with them. The first
+    failure ends all and is raised.
     """
     with TemporaryDirectory(prefix="sum-") as folder:
         multiprocessing.start_processes(

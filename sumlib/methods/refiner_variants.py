@@ -22,6 +22,7 @@ from sumlib.data.dataset import Sample
 from sumlib.methods.hq_sam import hq_parameters, noised_mask
 from sumlib.model.adapters import add_adapters
 from sumlib.model.checkpoint import build_like
+from sumlib.model.prompts import Prompts
 from sumlib.model.sum import Sum
 from sumlib.refiner.measure import measure_refinement
 from sumlib.refiner.module import Refiner, train_refiner
@@ -45,9 +46,9 @@ class HqRefiner(Refiner):
     ) -> tuple[Tensor, Tensor]:
         if not self.mask_only:
             return super().forward(embeddings, logits, boxes, points)
-        nothing = torch.full((len(points), 1), -1, device=points.device)
+        nothing = Prompts.nothing(len(points), points.device)
         low, score = self.network.decode_codes(
-            embeddings, points[:, None], nothing, mask_inputs=self.mask_prompt(logits)
+            embeddings, nothing.xy, nothing.codes, mask_inputs=self.mask_prompt(logits)
         )
         return low[:, 0], score[:, 0]
 
@@ -96,7 +97,8 @@ def masked_autoencoder(
 ) -> ImageEncoderViT:
     """A fresh image encoder of ``model``'s architecture that has learnt to paint ``images`` where a share ``hidden`` of their blocks is blank.
 
-    The masked patches are blank pixels, as in SimMIM, since the encoder has convolutions and windows; blocks are two patches wide.
+    The masked patches are blank pixels, as in SimMIM, since the encoder has convolutions and windows; blocks
+    are two patches wide.
     """
     with seeded(int(torch.randint(2**31, (), generator=generator))):
         encoder = build_like(model.sam).image_encoder
@@ -159,7 +161,8 @@ METHOD = "mask-refinement module"
 def variants(config: RefineConfig, mae_iterations: int = 120) -> dict[str, Variant]:
     """All variants that are trained for the comparison, the slowest first, and the method's own module.
 
-    Where the image encoder runs in training, a step has as many masks as the method's but from half of the images.
+    Where the image encoder runs in training, a step has as many masks as the method's but from half of the
+    images.
     """
     nothing = {"min_iou": 0.0, "pred_iou_thresh": 0.0, "stability_thresh": 0.0}
     fewer = {"images": max(1, config.images // 2), "masks_per_image": 2 * config.masks_per_image}
@@ -190,14 +193,16 @@ def compare_variants(
 ) -> tuple[dict[str, dict], dict[str, pd.DataFrame]]:
     """Train each variant as ``config`` says and measure it on ``sets`` {name: images}, with the refiners that are ``ready`` {title: refiner}.
 
-    Trained in bfloat16. Returns by title the "levels" of `measure_refinement` from one point, and the logs of those that were trained. The variants are shared by
-    ``workers`` processes. Killed and started again, it goes on from the folder ``resume``, where each variant's state and result are kept until all are
-    done, unless it is of another ``mark`` (`train.fingerprint` of the inputs).
+    Trained in bfloat16. Returns by title the "levels" of `measure_refinement` from one point, and the logs of
+    those that were trained. The variants are shared by ``workers`` processes. Killed and started again, it
+    goes on from the folder ``resume``, where each variant's state and result are kept until all are done,
+    unless it is of another ``mark`` (`train.fingerprint` of the inputs).
     """
 
     def train(key: str) -> tuple[Refiner, pd.DataFrame]:
         variant, generator = chosen[key], torch.Generator().manual_seed(config.seed)
-        # Faster, and exact enough to compare by. Without a cache: it would hold the weights as they were at the start.
+        # Faster, and exact enough to compare by. Without a cache: it would hold the weights as they were at
+        # the start.
         with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
             refiner = variant.build(model, generator, unlabeled) if variant.build else None
             return train_refiner(

@@ -1,9 +1,11 @@
 """Smaller micro SAMs, the stand-ins for ViT-L and ViT-B (the micro SAM stands for ViT-H), distilled from the micro SAM.
 
-As in MobileSAM a smaller image encoder first learns to give the larger one's embeddings. It starts from some of the larger one's blocks,
-prompt encoder and mask decoder from all of them; then everything is trained on masks for a while, as at the end of the pre-training.
+As in MobileSAM a smaller image encoder first learns to give the larger one's embeddings. It starts from some
+of the larger one's blocks, prompt encoder and mask decoder from all of them; then everything is trained on
+masks for a while, as at the end of the pre-training.
 
-    python -m sumlib.micro.distill --type micro_b --teacher sample/foundation/sam.safetensors --out artifacts/backbones/micro_b     # resumable
+    python -m sumlib.micro.distill --type micro_b --teacher sample/foundation/sam.safetensors --out
+    artifacts/backbones/micro_b     # resumable
 """
 
 import argparse

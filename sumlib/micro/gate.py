@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from sumlib.data.dataset import Sample
-from sumlib.metrics import mask_iou
 from sumlib.micro.scene_store import Store
 from sumlib.micro.world import coarse
+from sumlib.model.prompts import FOREGROUND, Prompts
+from sumlib.model.rounds import Round, best_of, interactive_rounds
 from sumlib.model.sum import Sum
 from sumlib.sampler import first_click, next_click
 
@@ -44,19 +45,29 @@ def gate(model: Sum, examples: Iterable[Example], rounds: int = 6) -> dict[str, 
     model.eval()
     scores: dict[str, list] = {}
     for image, masks, level in examples:
-        target = torch.from_numpy(masks)
-        each = model.encode(normalise(model, torch.tensor(image)[None])).expand(len(target), -1, -1, -1)
-        points, labels = first_click(target)[:, None], torch.ones(len(target), 1, dtype=torch.long)
-        previous, rows = None, []
-        for step in range(rounds):
-            logits, _ = model.decode(each, points=points, labels=labels, mask_inputs=previous)
-            choices = logits[:, 1:] if step == 0 else logits[:, :1]
-            iou = torch.stack([mask_iou(choices[:, c] > 0, target) for c in range(choices.shape[1])], 1)
-            best = iou.argmax(1)
-            previous = choices[torch.arange(len(target)), best][:, None]
-            rows.append(iou.amax(1))
-            new, label = next_click(target, previous[:, 0] > 0)
-            points, labels = torch.cat([points, new[:, None]], 1), torch.cat([labels, label[:, None]], 1)
-        scores.setdefault(level, []).append(torch.stack(rows, 1))
+        target = torch.from_numpy(masks).to(model.sam.device)
+        image = torch.tensor(image, device=target.device)[None]
+        embeddings = model.encode(normalise(model, image)).expand(len(target), -1, -1, -1)
+        scores.setdefault(level, []).append(_ious(model, embeddings, target, rounds))
     model.train()
     return {level: (100 * torch.cat(rows).mean(0)).tolist() for level, rows in scores.items()}
+
+
+def _ious(model: Sum, embeddings: Tensor, target: Tensor, rounds: int) -> Tensor:
+    """IoU (M, rounds) of masks ``target`` (M, H, W) bool, H x W being the frame, after each round."""
+
+    def decode(prompts: Prompts, shown: Tensor | None, number: int) -> tuple[Tensor, Tensor]:
+        # By `Sum.decode`, SAM's own arithmetic, which adds SAM's padding itself.
+        return model.decode(embeddings, points=prompts.xy, labels=prompts.codes, mask_inputs=shown)
+
+    def next_prompts(turn: Round) -> Prompts:
+        return turn.prompts.add(*next_click(target, turn.mask))
+
+    click, scores = first_click(target)[:, None], []
+    first = Prompts(click.float(), torch.full(click.shape[:2], FOREGROUND, device=click.device))
+    for turn in interactive_rounds(decode, first, rounds, next_prompts):
+        masks = turn.logits > 0
+        best, iou = best_of(masks, target)
+        turn.take(best, masks[torch.arange(len(target), device=best.device), best])
+        scores.append(iou.amax(1))
+    return torch.stack(scores, 1)

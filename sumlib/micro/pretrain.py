@@ -1,12 +1,14 @@
 """Pre-training of the micro SAM, the foundation model that everything else starts from.
 
-As the real SAM it learns entities and parts, hardly groups, from labels whose outlines are systematically coarse
-(`sumlib.micro.world.coarse`), with points, boxes and mask prompts over several rounds, three outputs of which the best is
-trained, and an IoU head. Two auxiliary heads on the encoder speed this up and are thrown away afterwards: one matches
-pixel features with those of a query pixel (dense supervision), one paints the image back (as SAM's MAE initialisation,
-it keeps detail in the embedding that coarse labels alone would let go).
+As the real SAM it learns entities and parts, hardly groups, from labels whose outlines are systematically
+coarse (`sumlib.micro.world.coarse`), with points, boxes and mask prompts over several rounds, three outputs
+of which the best is trained, and an IoU head. Two auxiliary heads on the encoder speed this up and are thrown
+away afterwards: one matches pixel features with those of a query pixel (dense supervision), one paints the
+image back (as SAM's MAE initialisation, it keeps detail in the embedding that coarse labels alone would let
+go).
 
-    python -m sumlib.micro.pretrain --out artifacts/foundation     # resumable; writes sam.safetensors and log.jsonl
+    python -m sumlib.micro.pretrain --out artifacts/foundation     # resumable; writes sam.safetensors and
+    log.jsonl
 """
 
 import argparse
@@ -32,6 +34,8 @@ from sumlib.micro.scene_store import Batches, Store, make_store
 from sumlib.micro.world import SIZE
 from sumlib.model.checkpoint import save_sam
 from sumlib.model.micro_sam import MICRO_DEPTHS, build_sam_micro
+from sumlib.model.prompts import PADDING, Prompts
+from sumlib.model.rounds import Round, interactive_rounds
 from sumlib.model.sum import Sum
 from sumlib.sampler import next_click, sample_point
 
@@ -104,8 +108,9 @@ class DenseHeads(nn.Module):
 def mask_loss(logits: Tensor, target: Tensor, late: bool = False) -> Tensor:
     """4 x binary cross-entropy + dice, (..., H * W) -> (...); if ``late``, 2 x binary cross-entropy + SAM's 20 x focal + dice.
 
-    Cross-entropy makes the sharp logits that SAM's stability filter needs, which focal loss alone does not at this scale; the
-    focal term then moves the model to where SAM's own training, and all fine-tuning, leaves it.
+    Cross-entropy makes the sharp logits that SAM's stability filter needs, which focal loss alone does not at
+    this scale; the focal term then moves the model to where SAM's own training, and all fine-tuning, leaves
+    it.
     """
     target = target.float()
     bce = F.binary_cross_entropy_with_logits(logits, target, reduction="none").mean(-1)
@@ -123,11 +128,12 @@ def human_clicks(
     """The next click as people make it: half of them in the middle of the largest error (`sampler.next_click`), half anywhere in
     the error; and where ``by_eye``, the error is against the object one sees, not against its label.
 
-    A label that is a pixel too wide makes a click on its rim contradict the label, and a model that never saw one is thrown off
-    by it. (The real SAM's clicks are far finer than its labels' errors, here both are a pixel.)
+    A label that is a pixel too wide makes a click on its rim contradict the label, and a model that never saw
+    one is thrown off by it. (The real SAM's clicks are far finer than its labels' errors, here both are a
+    pixel.)
 
-    Args: ``target``, ``exact``, ``prediction`` (N, H, W) bool, ``by_eye`` (N,) bool. Returns points (N, 2) long (x, y) and labels (N,)
-    long: 1 foreground, 0 background, -1 where nothing is wrong.
+    Args: ``target``, ``exact``, ``prediction`` (N, H, W) bool, ``by_eye`` (N,) bool. Returns points (N, 2)
+    long (x, y) and labels (N,) long: 1 foreground, 0 background, -1 where nothing is wrong.
     """
     truth = torch.where(by_eye[:, None, None], exact, target)
     point, found = sample_point(truth != prediction, generator=generator)
@@ -181,6 +187,8 @@ def interactive_loss(
 ) -> float:
     """SAM's interactive training against the coarse masks; back-propagates round by round into ``embedding``'s gradient.
 
+    ``embedding`` (B, C, h, w) is a leaf that requires a gradient. Returns the mean loss of a round.
+
     ``late`` has SAM's focal term (`mask_loss`), ``finish`` the `human_clicks`.
     """
     where, target = batch["image"], batch["all"][batch["image"], batch["mask"]]  # (N, H, W)
@@ -193,49 +201,46 @@ def interactive_loss(
     region = torch.where(background[:, None, None], empty, target & batch["exact"])
     region = torch.where(region.flatten(1).any(1)[:, None, None], region, target)
     points, _ = sample_point(region, generator=generator)
-    box = jittered_boxes(target, generator)
-    # A box prompt is given as its two corner tokens (labels 2, 3), which lets boxes and points share one batch.
-    corners = box.view(n, 2, 2)
-    xy = torch.where(boxed[:, None, None], corners, torch.stack([points.float(), torch.zeros(n, 2)], 1))
-    label = torch.where(boxed[:, None], torch.tensor([[2, 3]]), torch.tensor([[1, -1]]))
+    corners = Prompts.from_boxes(jittered_boxes(target, generator))
+    first = Prompts.where(boxed, corners, Prompts.from_points(points[:, None]))
     by_eye = torch.rand(n, generator=generator) < 0.5 if finish else torch.zeros(n, dtype=torch.bool)
-    keep, mask_input, total = (~background).float(), None, 0.0
-    for step in range(rounds):
-        detached = embedding.detach().requires_grad_()
+    keep, rows, total = (~background).float(), torch.arange(n), 0.0
+
+    def decode(prompts: Prompts, shown: Tensor | None, number: int) -> tuple[Tensor, Tensor]:
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            logits, score = model.decode_codes(detached[where], xy, label, mask_inputs=mask_input)
-        logits, score = logits.float().flatten(2), score.float()
-        each = mask_loss(logits, flat[:, None].expand_as(logits), late)  # (N, 4)
-        with torch.no_grad():
-            on = (logits > 0).float()
-            overlap = on @ candidates.transpose(1, 2)
-            iou_all = (
-                overlap / (on.sum(-1)[..., None] + candidates.sum(-1)[:, None] - overlap).clamp(min=1)
-            ).amax(-1)
-            iou_all = (
-                iou_all * keep[:, None]
-            )  # a click on the background asks for no mask, however well one is painted
-        if step == 0:
-            best, column = each[:, 1:].min(1)
-            loss = (keep * (best + 0.25 * each[:, 0])).mean() + F.mse_loss(score, iou_all)
-            chosen = logits[torch.arange(n), column + 1]
+            logits, score = model.decode_codes(embedding[where], prompts.xy, prompts.codes, mask_inputs=shown)
+        return logits.float(), score.float()
+
+    def next_prompts(turn: Round) -> Prompts:
+        if finish:
+            return turn.prompts.add(*human_clicks(target, batch["exact"], turn.mask, by_eye, generator))
+        point, wrong = sample_point(turn.mask != target, generator=generator)
+        label = target[rows, point[:, 1], point[:, 0]].long()
+        return turn.prompts.add(point, torch.where(wrong, label, PADDING))
+
+    for turn in interactive_rounds(decode, first, rounds, next_prompts):
+        logits, score = turn.all_logits.flatten(2), turn.all_scores
+        losses = mask_loss(logits, flat[:, None].expand_as(logits), late)  # (N, 4)
+        # A click on the background asks for no mask, however well one is painted.
+        overlap = _best_overlap(logits.detach() > 0, candidates) * keep[:, None]
+        if turn.number == 0:
+            smallest, best = losses[:, 1:].min(1)
+            loss = (keep * (smallest + 0.25 * losses[:, 0])).mean() + F.mse_loss(score, overlap)
         else:
-            loss = (keep * each[:, 0]).mean() + F.mse_loss(score[:, 0], iou_all[:, 0])
-            chosen = logits[:, 0]
+            best = torch.zeros(n, dtype=torch.long)
+            loss = (keep * losses[:, 0]).mean() + F.mse_loss(score[:, 0], overlap[:, 0])
         loss.backward()
-        embedding.grad = detached.grad if embedding.grad is None else embedding.grad + detached.grad
         total += loss.item() / rounds
-        if step + 1 < rounds:
-            mask_input = chosen.detach().view(n, 1, SIZE, SIZE)
-            shown = mask_input[:, 0] > 0
-            if finish:
-                new, code = human_clicks(target, batch["exact"], shown, by_eye, generator)
-            else:
-                new, found = sample_point(shown != target, generator=generator)
-                code = torch.where(found, target[torch.arange(n), new[:, 1], new[:, 0]].long(), -1)
-            xy = torch.cat([xy, new[:, None].float()], 1)
-            label = torch.cat([label, code[:, None]], 1)
+        turn.take(best, turn.logits.detach()[rows, best] > 0)
     return total
+
+
+def _best_overlap(masks: Tensor, candidates: Tensor) -> Tensor:
+    """IoU (N, K) of masks (N, K, HW) bool with those of ``candidates`` (N, M, HW), 0 or 1, that fit them best."""
+    on = masks.float()
+    overlap = on @ candidates.transpose(1, 2)
+    union = on.sum(-1)[..., None] + candidates.sum(-1)[:, None] - overlap
+    return (overlap / union.clamp(min=1)).amax(-1)
 
 
 class Pretraining:

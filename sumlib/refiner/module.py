@@ -1,7 +1,7 @@
 """The mask-refinement module: SAM's prompt encoder and mask decoder, trained to sharpen SAM's masks (METHOD section 3).
 
-Its input is always a mask, that mask's box and the point that produced it; its image embedding is SAM's own, so a
-refinement costs one pass of the small decoder. "Frame" is the model's input frame of S x S pixels.
+Its input is always a mask, that mask's box and the point that produced it; its image embedding is SAM's own,
+so a refinement costs one pass of the small decoder. "Frame" is the model's input frame of S x S pixels.
 """
 
 import json
@@ -25,6 +25,7 @@ from sumlib.config.params import RefineConfig
 from sumlib.data.dataset import Sample
 from sumlib.losses import dice_loss, focal_loss
 from sumlib.metrics import boundary_iou, mask_iou
+from sumlib.model.prompts import Prompts
 from sumlib.model.sum import Sum, decoder_copy
 from sumlib.refiner.pairs import HumanImages, Pairs, make_pairs
 from sumlib.train.loop import load_checkpoint, save_checkpoint
@@ -62,12 +63,13 @@ class Refiner(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """N masks to refine -> their refined low-resolution logits (N, 4h, 4w) and predicted IoU (N,).
 
-        ``embeddings`` (N, C, h, w) of `embed`; ``logits`` (N, 4h, 4w), SAM's low-resolution logits; ``boxes`` (N, 4)
-        XYXY of SAM's masks and ``points`` (N, 2) x, y that produced them, in pixels of the frame.
+        ``embeddings`` (N, C, h, w) of `embed`; ``logits`` (N, 4h, 4w), SAM's low-resolution logits; ``boxes``
+        (N, 4) XYXY of SAM's masks and ``points`` (N, 2) x, y that produced them, in pixels of the frame.
         """
-        xy = torch.cat([points[:, None], boxes.view(-1, 2, 2)], 1)
-        codes = torch.tensor([[1, 2, 3]], device=points.device).expand(len(points), -1)
-        low, score = self.network.decode_codes(embeddings, xy, codes, mask_inputs=self.mask_prompt(logits))
+        prompts = Prompts.from_boxes(boxes, points[:, None])
+        low, score = self.network.decode_codes(
+            embeddings, prompts.xy, prompts.codes, mask_inputs=self.mask_prompt(logits)
+        )
         return low[:, 0], score[:, 0]  # the single-mask output
 
     @staticmethod
@@ -138,12 +140,14 @@ def train_refiner(
 ) -> tuple[Refiner, pd.DataFrame]:
     """Train a copy of the foundation ``model``'s decoder on human masks; the state that is best on held-out masks is kept.
 
-    ``samples`` are human-annotated; a share of ``config.holdout`` is kept out of training. Best is the largest sum of mean IoU and
-    mean boundary IoU of the refined held-out masks, checked at the start and about every tenth of the steps. ``memory`` is
-    how many bytes of embeddings are kept. Returns the refiner and its log, a row per check: step, loss (mean since the last
-    check), sam_iou, sam_biou, iou, biou. ``refiner`` and ``make`` (as `make_pairs`) are for other modules than the method's.
-    A training that was killed goes on from ``resume``, written at every check and removed at the end, and gives the same result; a checkpoint with
-    another ``mark`` (say what `train.fingerprint` makes of the inputs) is not used. Raises ValueError if none of SAM's masks passes the filters.
+    ``samples`` are human-annotated; a share of ``config.holdout`` is kept out of training. Best is the
+    largest sum of mean IoU and mean boundary IoU of the refined held-out masks, checked at the start and
+    about every tenth of the steps. ``memory`` is how many bytes of embeddings are kept. Returns the refiner
+    and its log, a row per check: step, loss (mean since the last check), sam_iou, sam_biou, iou, biou.
+    ``refiner`` and ``make`` (as `make_pairs`) are for other modules than the method's. A training that was
+    killed goes on from ``resume``, written at every check and removed at the end, and gives the same result;
+    a checkpoint with another ``mark`` (say what `train.fingerprint` makes of the inputs) is not used. Raises
+    ValueError if none of SAM's masks passes the filters.
     """
     model.eval()
     pool, order = (

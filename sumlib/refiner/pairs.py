@@ -15,7 +15,8 @@ from torch import Tensor
 from sumlib.base.masks import framed, mask_box, resized
 from sumlib.config.params import RefineConfig
 from sumlib.data.dataset import Sample
-from sumlib.metrics import mask_iou
+from sumlib.model.prompts import Prompts
+from sumlib.model.rounds import best_of
 from sumlib.model.sum import Sum
 from sumlib.sampler import sample_point
 
@@ -57,23 +58,20 @@ def make_pairs(
 ) -> Pairs:
     """SAM's best mask for one random point of each human mask, where it is good enough to be a pseudo-label.
 
-    ``embeddings`` (B, C, h, w), ``image`` (N,) index into them, ``target`` (N, S, S) bool, not empty, ``inside`` (N, S, S) bool the
-    frame without padding. Of the three outputs the one that agrees best with the human mask is taken; the pair is kept if
-    their IoU is at least ``config.min_iou`` and the mask passes the predicted-IoU and stability filters.
+    ``embeddings`` (B, C, h, w), ``image`` (N,) index into them, ``target`` (N, S, S) bool, not empty,
+    ``inside`` (N, S, S) bool the frame without padding. Of the three outputs the one that agrees best with
+    the human mask is taken; the pair is kept if their IoU is at least ``config.min_iou`` and the mask passes
+    the predicted-IoU and stability filters.
     """
-    size, rows = target.shape[-1], torch.arange(len(target))
+    size, rows = target.shape[-1], torch.arange(len(target), device=target.device)
     points, _ = sample_point(target, generator=generator)
-    xy, codes = (
-        torch.stack([points.float(), torch.zeros(len(points), 2)], 1),
-        torch.tensor([[1, -1]]).expand(len(points), -1),
-    )
-    low, score = model.decode_codes(embeddings[image], xy, codes)
+    prompts = Prompts.from_points(points[:, None])
+    low, score = model.decode_codes(embeddings[image], prompts.xy, prompts.codes)
     low, score = low[:, 1:].float(), score[:, 1:].float()  # the three outputs
     full = resized(low, (size, size))
     if inside is not None:
         full = full.masked_fill(~inside[:, None], -math.inf)
-    iou = torch.stack([mask_iou(full[:, k] > 0, target) for k in range(3)], 1)
-    best = iou.argmax(1)
+    best, iou = best_of(full > 0, target)
     stability = calculate_stability_score(full[rows, best], 0.0, config.stability_offset)
     masks = full[rows, best] > 0
     keep = (iou[rows, best] >= config.min_iou) & (score[rows, best] >= config.pred_iou_thresh)
@@ -84,8 +82,9 @@ def make_pairs(
 class HumanImages:
     """Human-annotated images by number; what fits into ``memory`` bytes is read and encoded once, the rest on every access.
 
-    ``make`` makes the training pairs, with the arguments of `make_pairs`. ``read`` lists which images were encoded together and kept: the last
-    bits of an embedding depend on that, so who resumes a training has them encoded in the same way (`get` of each).
+    ``make`` makes the training pairs, with the arguments of `make_pairs`. ``read`` lists which images were
+    encoded together and kept: the last bits of an embedding depend on that, so who resumes a training has
+    them encoded in the same way (`get` of each).
     """
 
     def __init__(
@@ -126,7 +125,9 @@ class HumanImages:
     def _framed(self, sample: Sample) -> tuple[Tensor, Tensor]:
         side = self.model.sam.image_encoder.img_size
         masks = framed(sample.masks, side) > 0.5
-        return masks[masks.flatten(1).any(1)], framed(np.ones_like(sample.masks[:1]), side)[0] > 0.5
+        inside = framed(np.ones_like(sample.masks[:1]), side)[0] > 0.5
+        device = self.model.sam.device
+        return masks[masks.flatten(1).any(1)].to(device), inside.to(device)
 
     def pairs(
         self, numbers: Sequence[int], per_image: int, config: RefineConfig, generator: torch.Generator
@@ -134,12 +135,12 @@ class HumanImages:
         """Embeddings and pairs of ``per_image`` random masks of each image, without repeats as far as they go."""
         embeddings, masks, inside = self.get(numbers)
         image, target = [], []
-        for b, each in enumerate(masks):
-            times = -(-per_image // len(each)) if len(each) else 0
-            chosen = [torch.randperm(len(each), generator=generator) for _ in range(times)]
-            rows = torch.cat([torch.zeros(0, dtype=torch.long), *chosen])[:per_image]
-            image.append(torch.full((len(rows),), b))
-            target.append(each[rows])
+        for b, own in enumerate(masks):
+            times = -(-per_image // len(own)) if len(own) else 0
+            orders = [torch.randperm(len(own), generator=generator) for _ in range(times)]
+            rows = torch.cat([torch.zeros(0, dtype=torch.long), *orders])[:per_image].to(own.device)
+            image.append(torch.full((len(rows),), b, device=own.device))
+            target.append(own[rows])
         image = torch.cat(image)
         return embeddings, self.make(
             self.model,

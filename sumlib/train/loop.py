@@ -22,7 +22,8 @@ from sumlib.base.parallel import average, average_gradients, processes, together
 Step = Callable[[torch.Generator, int], dict[str, float]]
 """Computes a loss on data of its own, drawn with the generator, and calls ``backward``; returns numbers to log.
 
-The second argument is the number of the share: a step may be computed in several shares, whose gradients and numbers are averaged.
+The second argument is the number of the share: a step may be computed in several shares, whose gradients and
+numbers are averaged.
 """
 
 
@@ -68,12 +69,14 @@ def fit(
 ) -> pd.DataFrame:
     """Run ``schedule.iterations`` steps; returns the log, one row a step.
 
-    The randomness of share w in step k comes from a generator seeded with (``seed``, k, w) alone, so a run that was killed and
-    resumed from ``resume`` (written every ``every`` steps, removed at the end) gives the same result. A checkpoint with another
-    ``mark`` is not used, and said so. ``clip`` is the largest gradient norm, 0 for none. ``before`` is called once at the start of a step.
+    The randomness of share w in step k comes from a generator seeded with (``seed``, k, w) alone, so a run
+    that was killed and resumed from ``resume`` (written every ``every`` steps, removed at the end) gives the
+    same result. A checkpoint with another ``mark`` is not used, and said so. ``clip`` is the largest gradient
+    norm, 0 for none. ``before`` is called once at the start of a step.
 
-    The gradients and numbers of a step's ``shares`` are averaged. On a CPU each share has a process of its own where `parallel.processes` allows
-    that many; else they follow each other in this one. With one or two shares both give the same bits.
+    The gradients and numbers of a step's ``shares`` are averaged. On a CPU each share has a process of its
+    own where `parallel.processes` allows that many; else they follow each other in this one. With one or two
+    shares both give the same bits.
     """
     workers = shares if processes() >= shares else 1
     job = _Job(

@@ -109,25 +109,35 @@ def ndd20(root: Path) -> list[Entry]:
         path = root / f"{folder}_LABELS.json"
         if not path.is_file():
             raise FileNotFoundError(f"{path}: file is missing; put the data set's annotations there")
-        try:
-            records = sorted(json.loads(path.read_bytes()).values(), key=lambda record: record["filename"])
-            outlines = [
-                [_polygon(region["shape_attributes"]) for region in _listed(record["regions"])]
-                for record in records
-            ]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(
-                f"{path}: not a whole VIA file ({type(error).__name__}: {error}); download it again"
-            ) from None
-        for record, polygons in zip(records, outlines):
-            image = root / folder / record["filename"]
-            found = [(str(k), [polygon]) for k, polygon in enumerate(polygons)]
-            entries.append(Entry(f"{folder}-{image.stem}", image, partial(load_coco, image, path, found)))
+        for file, polygons in sorted(_via(path), key=lambda record: record[0]):
+            image = root / folder / file
+            outlines = [(str(k), [polygon]) for k, polygon in enumerate(polygons)]
+            entries.append(Entry(f"{folder}-{image.stem}", image, partial(load_coco, image, path, outlines)))
     return entries
 
 
-def _listed(regions: dict | list) -> list[dict]:
-    return list(regions.values()) if isinstance(regions, dict) else regions  # VIA 1 and 2
+def _via(path: Path) -> list[tuple[str, list[list[float]]]]:
+    """File name and outlines of each image in a file of the VGG Image Annotator. Raises ValueError naming the entry."""
+    try:
+        records, images = json.loads(path.read_bytes()), []
+    except (ValueError, RecursionError) as error:
+        raise ValueError(
+            f"{path}: not a whole VIA file ({type(error).__name__}: {error}); download it again"
+        ) from None
+    if not isinstance(records, dict):
+        raise ValueError(f"{path}: not a whole VIA file (no object at its top); download it again")
+    for key, record in records.items():
+        try:
+            regions = record["regions"]
+            listed = regions.values() if isinstance(regions, dict) else regions  # VIA 1 and 2
+            polygons = [_polygon(region["shape_attributes"]) for region in listed]
+            if not isinstance(record["filename"], str) or not record["filename"]:
+                raise TypeError("filename is no text")
+        except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
+            reason = f"not a whole VIA file (entry {key!r}: {type(error).__name__}: {error})"
+            raise ValueError(f"{path}: {reason}; mend the entry or download the file again") from None
+        images.append((record["filename"], polygons))
+    return images
 
 
 def _polygon(shape: dict) -> list[float]:
@@ -145,8 +155,11 @@ def trashcan(root: Path, split: str = "train") -> list[Entry]:
 
 
 def ibd(root: Path) -> list[Entry]:
-    """IBD's layout is not confirmed. Taken are COCO JSON, `annotations.json` beside `images/`; else `images/*` with `masks/<same name>.png`,
-    label maps with a mask for each value above 0 (a plain 0/255 mask is one)."""
+    """IBD's layout could not be confirmed; this reads COCO JSON, `annotations.json` beside `images/`.
+
+    Without one it reads `images/*` with `masks/<same name>.png`, label maps with a mask for each value above 0 (a
+    plain 0/255 mask is one).
+    """
     if any((root / folder / "annotations.json").is_file() for folder in (".", "annotations")):
         return coco(root, "annotations.json")
     images = sorted(

@@ -1,14 +1,13 @@
 """Adapters for COCO JSON files: the generic one, EntitySeg, Fashionpedia and PACO."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-from pycocotools import mask as coco_mask
 
-from sumlib.base.masks import rle_decode
+from sumlib.base.masks import polygon_mask, rle_decode
 from sumlib.data.dataset import Entry, Loaded
 from sumlib.data.images import BadSampleError, is_turned, read_image
 
@@ -19,31 +18,33 @@ EMPTY = "mask is empty and left out; remove the annotation or restore its segmen
 
 
 def coco(
-    root: Path, annotations: str, images: str = "images", keep: Callable[[dict], bool] | None = None
+    root: Path,
+    annotations: str,
+    images: str = "images",
+    keep: Callable[[dict], bool] | None = None,
+    keys: tuple[str, ...] = (),
 ) -> list[Entry]:
     """COCO JSON `annotations` beside a folder `images`; one mask an annotation, in the file's order.
 
     Segmentations may be polygons, compressed or uncompressed RLE, or empty; empty ones and those outside the
     image's size are left out and reported. Crowd annotations are skipped. With `keep`, only annotations for which
-    it is true count, and images without any are not members; without it they are members, and bad.
+    it is true count, and images without any are not members; without it they are members, and bad. `keys` are the
+    fields that `keep` needs, beside the ids.
     Raises FileNotFoundError or ValueError if the JSON is missing or broken.
     """
     path = find_json(root, annotations)
-    content, by_image = read_coco(path)
-    if keep is not None:
-        by_image = {key: kept for key, found in by_image.items() if (kept := [a for a in found if keep(a)])}
+    content, by_image = read_coco(path, *keys)
     entries = []
     for record in content["images"]:
-        found = [
+        segmentations = [
             (str(a["id"]), a.get("segmentation"))
-            for a in by_image.get(record["id"], [])
-            if not a.get("iscrowd")
+            for a in by_image[record["id"]]
+            if (keep is None or keep(a)) and not a.get("iscrowd")
         ]
-        if found or keep is None:
+        if segmentations or keep is None:
             image = root / images / record["file_name"]
-            entries.append(
-                Entry(image.stem, image, partial(load_coco, image, path, found, _record_size(record)))
-            )
+            load = partial(load_coco, image, path, segmentations, _record_size(record))
+            entries.append(Entry(image.stem, image, load))
     return entries
 
 
@@ -63,8 +64,8 @@ def entityseg(root: Path, split: str, pack: str | None = None) -> list[Entry]:
         own, _, inner = record["file_name"].partition("/")
         if pack is None or own == pack:
             image = _entityseg_image(root / own, inner, path.stem.endswith("_lr"))
-            found = [(str(a["id"]), a.get("segmentation")) for a in by_image.get(record["id"], [])]
-            load = partial(load_coco, image, path, found, _record_size(record))
+            segmentations = [(str(a["id"]), a.get("segmentation")) for a in by_image[record["id"]]]
+            load = partial(load_coco, image, path, segmentations, _record_size(record))
             entries.append(Entry(f"{own}-{image.stem}", image, load))
     if not entries:
         raise ValueError(
@@ -79,7 +80,7 @@ def fashionpedia(root: Path, categories: range = range(46)) -> list[Entry]:
     The filter that leaves 1,148 of the 1,158 images in the paper is not documented; none is applied.
     """
     wanted = partial(_in_categories, categories)
-    return coco(root, "instances_attributes_val2020.json", "test", keep=wanted)
+    return coco(root, "instances_attributes_val2020.json", "test", wanted, ("category_id",))
 
 
 def paco(root: Path) -> list[Entry]:
@@ -87,11 +88,11 @@ def paco(root: Path) -> list[Entry]:
 
     `file_name` includes `train2017/` or `val2017/`, which lie under `root`. Images without parts are not members.
     """
-    return coco(root, "paco_lvis_v1_val.json", ".", keep=_is_part)
+    return coco(root, "paco_lvis_v1_val.json", ".", _is_part, ("obj_ann_id",))
 
 
 def load_coco(
-    image_path: Path, json_path: Path, found: list[tuple[str, object]], size: list[int] | None = None
+    image_path: Path, json_path: Path, segmentations: list[tuple[str, object]], size: list[int] | None = None
 ) -> Loaded:
     """Image (H, W, 3) uint8, masks (M, H, W) bool of the (annotation id, segmentation) pairs, and those left out.
 
@@ -104,7 +105,7 @@ def load_coco(
         sizes = f"it is {height} x {width}, by the annotations {size[0]} x {size[1]} (height x width)"
         raise _misfit(image_path, json_path, sizes)
     masks, left_out = [], {}
-    for annotation, segmentation in found:
+    for annotation, segmentation in segmentations:
         try:
             mask = decode(segmentation, height, width)
         except ValueError as error:
@@ -122,63 +123,76 @@ def load_coco(
 def decode(segmentation: object, height: int, width: int) -> np.ndarray:
     """COCO polygons, compressed or uncompressed RLE, or nothing -> mask (H, W) bool.
 
-    Polygons of fewer than three corners are ignored. Raises ValueError if an RLE has another size or is broken.
+    Polygons of fewer than three corners are ignored. Raises ValueError if an RLE has another size or is broken, or a
+    polygon is not made of numbers near the image.
     """
     if isinstance(segmentation, dict):
-        if list(segmentation.get("size", ())) != [height, width]:
+        if segmentation.get("size") != [height, width]:
             raise ValueError(f"its mask is {segmentation.get('size')}, the image {[height, width]}")
-        if not segmentation.get("counts"):
+        if segmentation.get("counts") in (None, "", []):
             return np.zeros((height, width), bool)
-        if run_total(segmentation["counts"]) != height * width:
-            raise ValueError("its run lengths do not add up to the image's pixels")
         return rle_decode(segmentation)
-    polygons = [p for p in segmentation or [] if len(p) >= 6]
-    if not polygons:
+    if segmentation is None:
         return np.zeros((height, width), bool)
-    return coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))).astype(bool)
+    if not isinstance(segmentation, list):
+        raise ValueError(f"its segmentation is {segmentation!r:.40}, neither polygons nor run lengths")
+    return polygon_mask(segmentation, height, width)
 
 
-def run_total(counts: str | bytes | list[int]) -> int:
-    """Number of pixels that the run lengths of an RLE cover, -1 if they are broken.
+def read_coco(path: Path, *keys: str) -> tuple[dict, dict[int, list[dict]]]:
+    """The JSON's content and its annotations by image id; `keys` are fields that every annotation must have.
 
-    pycocotools fills what a truncated RLE leaves open with uninitialised memory, so this is checked first.
-
-    >>> run_total("0120"), run_total([0, 1, 2, 1]), run_total("01")
-    (4, 4, 1)
+    Raises ValueError naming the file, and the image or annotation that is wrong, if it is no COCO file.
     """
-    if isinstance(counts, list):
-        return sum(counts) if min(counts) >= 0 else -1
-    codes = (
-        np.frombuffer(counts.encode() if isinstance(counts, str) else counts, np.uint8).astype(np.int64) - 48
-    )
-    ends = np.flatnonzero(
-        codes & 32 == 0
-    )  # six bits a character: five of the number, one that says "more follows"
-    lengths = np.diff(ends, prepend=-1)
-    if codes.min() < 0 or codes.max() > 63 or codes[-1] & 32 or lengths.max() > 6:
-        return -1
-    place = np.arange(len(codes)) - np.repeat(ends - lengths + 1, lengths)
-    runs = np.add.reduceat((codes & 31) << 5 * place, ends - lengths + 1)
-    runs -= np.where(codes[ends] & 16, 1 << 5 * lengths, 0)  # sign of the number
-    runs[1::2], runs[2::2] = (
-        runs[1::2].cumsum(),
-        runs[2::2].cumsum(),
-    )  # from the fourth on, differences to two before
-    return int(runs.sum()) if runs.min() >= 0 else -1
-
-
-def read_coco(path: Path) -> tuple[dict, dict[int, list[dict]]]:
-    """The JSON's content and its annotations by image id. Raises ValueError if it is no COCO file."""
     try:
         content = json.loads(path.read_bytes())
-        by_image: dict[int, list[dict]] = {record["id"]: [] for record in content["images"]}
-        for annotation in content["annotations"]:
-            by_image[annotation["image_id"]].append(annotation)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(
             f"{path}: not a whole COCO file ({type(error).__name__}: {error}); download it again"
         ) from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: not a whole COCO file (no object at its top); download it again")
+    by_image: dict[int, list[dict]] = {}
+    for place, record in _records(path, content, "images", ("id", "file_name")):
+        if not isinstance(record["file_name"], str) or not record["file_name"]:
+            raise _wrong(path, place, "its file_name is no text")
+        if any(_bad_side(record.get(side, 1)) for side in ("height", "width")):
+            raise _wrong(path, place, "its height and width are no sizes in pixels")
+        if record["id"] in by_image:
+            raise _wrong(path, place, f"the id {record['id']!r} is taken by another image")
+        by_image[record["id"]] = []
+    for place, annotation in _records(path, content, "annotations", ("id", "image_id", *keys)):
+        if annotation["image_id"] not in by_image:
+            raise _wrong(path, place, f"no image has the id {annotation['image_id']!r}")
+        by_image[annotation["image_id"]].append(annotation)
     return content, by_image
+
+
+def _records(path: Path, content: dict, kind: str, keys: tuple[str, ...]) -> Iterator[tuple[str, dict]]:
+    """Place in the file and record of each of `content[kind]`, which all have the `keys`. Raises ValueError."""
+    records = content.get(kind)
+    if not isinstance(records, list):
+        raise ValueError(f"{path}: not a whole COCO file (no list of {kind}); download it again")
+    for number, record in enumerate(records):
+        place = f"{kind}[{number}]"
+        if not isinstance(record, dict):
+            raise _wrong(path, place, "it is no object")
+        for key in keys:
+            if key not in record:
+                raise _wrong(path, place, f"it has no {key}")
+            if key.endswith("id") and not isinstance(record[key], (int, str)):
+                raise _wrong(path, place, f"its {key} is {record[key]!r:.40}, no id")
+        yield place, record
+
+
+def _wrong(path: Path, place: str, reason: str) -> ValueError:
+    return ValueError(
+        f"{path}: not a whole COCO file ({place}: {reason}); mend the entry or download the file again"
+    )
+
+
+def _bad_side(side: object) -> bool:
+    return isinstance(side, bool) or not isinstance(side, int) or side <= 0
 
 
 def find_json(root: Path, *names: str) -> Path:

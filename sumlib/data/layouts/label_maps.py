@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from sumlib.data.dataset import Entry, Loaded
-from sumlib.data.images import BadSampleError, read_image, read_labels, require_same_size
+from sumlib.data.images import MAX_LABELS, BadSampleError, read_image, read_labels, require_same_size
 
 PORTRAIT_PARTS = range(2, 9)
 """EasyPortrait's skin, brows, eyes, lips and teeth. 1 is the person around them, which is no part (inferred)."""
@@ -70,9 +70,13 @@ def load_labels(image_path: Path, label_paths: tuple[Path, ...], counts: Callabl
     """
     image, masks = read_image(image_path), []
     for path in label_paths:
-        found = read_labels(path)
-        require_same_size(image, image_path, found, path)
-        masks += [found == value for value in np.unique(found).tolist() if counts(value)]
+        labels = read_labels(path)
+        require_same_size(image, image_path, labels, path)
+        values = [value for value in np.unique(labels).tolist() if counts(value)]
+        if len(values) > MAX_LABELS:
+            reason = f"holds {len(values)} labels, more than {MAX_LABELS}; restore the label map"
+            raise BadSampleError(path, reason)
+        masks += [labels == value for value in values]
     if not masks:
         where = label_paths[0] if label_paths else image_path
         raise BadSampleError(

@@ -15,6 +15,9 @@ import numpy as np
 from sumlib.data.dataset import Entry, Loaded
 from sumlib.data.images import BadSampleError, read_image
 
+MAX_BYTES = 2**28
+"""Largest member of an archive: no image of SA-1B is near it, and a bomb must not fill the memory."""
+
 
 def sa1b(root: Path) -> list[Entry]:
     """Every `sa_<id>.jpg` of SA-1B under `root`, by part, then by id. The `.json` beside an image is never opened.
@@ -23,7 +26,7 @@ def sa1b(root: Path) -> list[Entry]:
     read in order); an unpacked folder of the same name is preferred. A `.json` without its image becomes an entry
     that raises BadSampleError. Raises FileNotFoundError if there is no part, ValueError if an archive is truncated.
     """
-    parts = {path.stem: path for path in sorted(root.glob("sa_*.tar"))}
+    parts = {path.stem: path for path in sorted(root.glob("sa_*.tar")) if path.is_file()}
     parts |= {path.name: path for path in sorted(root.glob("sa_*")) if path.is_dir()}
     if not parts:
         raise FileNotFoundError(
@@ -105,7 +108,11 @@ def _entries(part: Path, names, load) -> list[Entry]:
 
 def _members(archive: Path, zipped: bool) -> Iterator[tarfile.TarInfo]:
     with tarfile.open(archive, "r:gz" if zipped else "r:") as tar:
-        yield from (member for member in tar if member.isfile())
+        for member in tar:
+            if member.size > MAX_BYTES:  # raised before its content is passed over
+                raise tarfile.TarError(f"{member.name} has {member.size} bytes, more than {MAX_BYTES}")
+            if member.isfile():
+                yield member
 
 
 @functools.lru_cache(maxsize=8)
