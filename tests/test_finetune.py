@@ -15,6 +15,7 @@ from sumlib.base.masks import jittered_boxes, mask_box
 from sumlib.config.params import load_config
 from sumlib.data.registry import open_dataset
 from sumlib.finetune import finetune
+from sumlib.methods.augseg import AugSeg
 from sumlib.methods.teacher import Teacher
 from sumlib.metrics import mask_iou
 from sumlib.micro.export import write_dataset
@@ -23,11 +24,10 @@ from sumlib.model.sum import Sum
 from sumlib.pipeline.smoke import pseudo_labels
 from sumlib.train.batches import Batch, HumanSource, PseudoSource, collate
 from sumlib.train.interactive import (
-    _first_prompt,
-    _next_prompt,
-    consistency_step,
+    first_prompt,
     interactive_step,
     mask_losses,
+    next_prompt,
 )
 from sumlib.train.tuning import parameter_groups
 
@@ -114,7 +114,7 @@ def hand_batch(target: torch.Tensor, certainty=None, backup=None) -> Batch:
 
 def test_half_of_the_first_prompts_are_boxes_the_others_points_inside():
     target = square(*[(4, 5, 11, 13)] * 400)
-    xy, codes = _first_prompt(hand_batch(target), None, rng())
+    xy, codes = first_prompt(hand_batch(target), None, rng())
     boxed = codes[:, 0] == 2
     assert (
         160 < boxed.sum() < 240
@@ -144,7 +144,7 @@ def test_first_points_follow_certainty_and_fall_back_to_the_point_that_made_the_
     target = square(*[(4, 4, 9, 9)] * 200)
     certainty = torch.zeros(target.shape)
     certainty[:100, 6, 7] = 1.0  # one certain pixel; in the second half none
-    xy, codes = _first_prompt(hand_batch(target, certainty, [8.0, 5.0]), certainty, rng())
+    xy, codes = first_prompt(hand_batch(target, certainty, [8.0, 5.0]), certainty, rng())
     point = codes[:, 0] == 1
     assert xy[:100][point[:100], 0].unique(dim=0).tolist() == [[7.0, 6.0]]
     assert xy[100:][point[100:], 0].unique(dim=0).tolist() == [[8.0, 5.0]]
@@ -153,19 +153,19 @@ def test_first_points_follow_certainty_and_fall_back_to_the_point_that_made_the_
 def test_next_points_lie_in_the_error_and_say_what_is_there():
     target, prediction = square((2, 2, 9, 9), (2, 2, 9, 9)), square((2, 2, 9, 5), (2, 2, 9, 13))
     for seed in range(20):
-        point, label = _next_prompt(hand_batch(target), prediction, None, rng(seed))
+        point, label = next_prompt(hand_batch(target), prediction, None, rng(seed))
         assert label.tolist() == [[1], [0]]  # missed foreground, false foreground
         assert 6 <= point[0, 0, 1] <= 9 < 10 <= point[1, 0, 1] <= 13
 
 
 def test_without_an_error_pseudo_labels_use_their_own_point_and_human_masks_none():
     target = square((2, 2, 9, 9))
-    point, label = _next_prompt(hand_batch(target), target, None, rng())
+    point, label = next_prompt(hand_batch(target), target, None, rng())
     assert label.tolist() == [[-1]]
-    point, label = _next_prompt(hand_batch(target, backup=[4.0, 6.0]), target, None, rng())
+    point, label = next_prompt(hand_batch(target, backup=[4.0, 6.0]), target, None, rng())
     assert (point.tolist(), label.tolist()) == ([[[4.0, 6.0]]], [[1]])
     uncertain = torch.zeros(target.shape)
-    point, label = _next_prompt(
+    point, label = next_prompt(
         hand_batch(target, uncertain, [4.0, 6.0]), ~target, uncertain, rng()
     )  # an error, but no certain pixel
     assert (point.tolist(), label.tolist()) == ([[[4.0, 6.0]]], [[1]])
@@ -263,7 +263,7 @@ def one_graph(model, batch, run, config, generator) -> None:
     certainty = batch.certainty if run.uncertainty_loss else None
     weight = batch.certainty if run.uncertainty_sampling else None
     embedding, rows = model.encode(batch.pixels)[batch.image], torch.arange(len(batch.target))
-    xy, codes = _first_prompt(batch, weight, generator)
+    xy, codes = first_prompt(batch, weight, generator)
     total, shown = 0.0, None
     for number in range(config.rounds):
         tasks = (
@@ -289,7 +289,7 @@ def one_graph(model, batch, run, config, generator) -> None:
         )
         shown = mask.detach()[:, None]
         if number < config.rounds - 2:
-            point, label = _next_prompt(batch, prediction, weight, generator)
+            point, label = next_prompt(batch, prediction, weight, generator)
             xy, codes = torch.cat([xy, point], 1), torch.cat([codes, label], 1)
     total.backward()
 
@@ -431,7 +431,7 @@ def test_a_killed_run_ends_with_the_same_weights(whole, tmp_path, monkeypatch):
                 raise KeyboardInterrupt
             return interactive_step(*args, **options)
 
-        patch.setattr("sumlib.finetune.interactive_step", dying)
+        patch.setattr("sumlib.train.method.interactive_step", dying)
         with pytest.raises(KeyboardInterrupt):
             finetune(config, run, labels, resume=tmp_path / "run.pt")
     assert (tmp_path / "run.pt").exists()
@@ -506,9 +506,9 @@ def test_theta_and_uncertainty_of_a_run_are_its_own(whole):
     for change in (
         {"theta": 0.99},
         {"uncertainty": "confidence"},
-        {"uncertainty": "discrepancy"},
-        {"uncertainty": "two-decoders"},
-        {"contrast": 1.0},
+        {"method": "discrepancy", "uncertainty": "discrepancy"},
+        {"method": "discrepancy", "uncertainty": "two-decoders"},
+        {"method": "u2pl", "contrast": 1.0},
     ):
         found = weights(finetune(config, replace(run, **change), labels)[0])
         assert any(not torch.equal(value, expected[name]) for name, value in found.items()), change
@@ -524,15 +524,15 @@ def test_theta_and_uncertainty_of_a_run_are_its_own(whole):
     ("name", "change"),
     [
         *(
-            ("vanilla-small", {"consistency": kind})
+            ("vanilla-small", {"method": "augseg", "consistency": kind})
             for kind in ("mixed", "mixed-multi", "box", "uniform-point")
         ),
-        ("sum-small", {"uncertainty": "discrepancy"}),
-        ("sum-small", {"consistency": "mixed"}),
-        ("sum-small", {"uncertainty": "two-decoders"}),
-        ("sum-small", {"contrast": 1.0}),
-        ("human-small", {"tuning": "hq"}),
-        ("sum-small", {"tuning": "hq"}),
+        ("sum-small", {"method": "discrepancy", "uncertainty": "discrepancy"}),
+        ("sum-small", {"method": "augseg", "consistency": "mixed"}),
+        ("sum-small", {"method": "discrepancy", "uncertainty": "two-decoders"}),
+        ("sum-small", {"method": "u2pl", "contrast": 1.0}),
+        ("human-small", {"method": "hq_sam"}),
+        ("sum-small", {"method": "hq_sam"}),
     ],
 )
 def test_other_methods_repeat_and_resume(whole, name, change, tmp_path, monkeypatch):
@@ -543,7 +543,7 @@ def test_other_methods_repeat_and_resume(whole, name, change, tmp_path, monkeypa
     before = Sum(load_sam("micro", config.checkpoint)).state_dict()
     assert any(
         not torch.equal(value, before[key]) for key, value in weights(expected).items() if key in before
-    ) == (run.tuning != "hq")  # that one is frozen
+    ) == (run.method != "hq_sam")  # that one is frozen
     steps = []
 
     def dying(self, *args):
@@ -568,15 +568,14 @@ def test_other_methods_repeat_and_resume(whole, name, change, tmp_path, monkeypa
 def test_students_learn_the_teachers_masks_on_another_view(model, human, pseudo, monkeypatch):
     seen = []
     monkeypatch.setattr(
-        "sumlib.train.interactive.interactive_step",
+        "sumlib.methods.augseg.interactive_step",
         lambda model, batch, *args, **options: seen.append((batch, options)) or {},
     )
     batch = collate([pseudo.draw(model, 3, rng())])
-    teacher = Teacher(model, 0.9)
     for kind, rounds in (("mixed", 1), ("box", 1), ("mixed-multi", CONFIG.rounds)):
-        consistency_step(
-            model, teacher, batch, replace(RUNS["vanilla"], consistency=kind), CONFIG, rng(1), 1.0
-        )
+        method = AugSeg(replace(RUNS["vanilla"], method="augseg", consistency=kind), CONFIG)
+        method.accompany(model)
+        method.learn_from_teacher(model, batch, rng(1))
         lesson, options = seen.pop()
         assert (
             options["rounds"] == rounds
@@ -584,7 +583,7 @@ def test_students_learn_the_teachers_masks_on_another_view(model, human, pseudo,
             and (lesson.certainty == 1).all()
         )
         assert torch.equal(
-            lesson.target, teacher.predict(batch.pixels, batch.image, *options["first"], CONFIG.bf16)
+            lesson.target, method.companion.predict(batch.pixels, batch.image, *options["first"], CONFIG.bf16)
         )
 
 
@@ -602,12 +601,17 @@ def test_first_prompts_are_of_their_kind(kind, boxes):
         torch.full((60, 2), -1.0),
         torch.zeros(60, dtype=torch.long),
     )
-    xy, codes = _first_prompt(batch, None, rng(), kind)
+    xy, codes = first_prompt(batch, None, rng(), kind)
     boxed = codes[:, 0] == 2
     assert boxed.sum() == boxes if boxes is not None else 15 < boxed.sum() < 45
     x, y = xy[~boxed, 0].long().unbind(1)
     hit = target[0][y, x]
     assert (y < 24).all() and (kind != "mixed" or hit.all()) and (kind != "uniform-point" or not hit.all())
+
+
+def test_an_unknown_kind_of_first_prompt_is_refused():
+    with pytest.raises(ValueError, match="no kind of first prompt 'mixd'; the nearest are: mixed"):
+        first_prompt(hand_batch(square((2, 2, 9, 9))), None, rng(), "mixd")
 
 
 def test_consistency_beside_pseudo_labels_shares_their_weight(whole, monkeypatch):
@@ -618,9 +622,9 @@ def test_consistency_beside_pseudo_labels_shares_their_weight(whole, monkeypatch
         seen.append((share, len(batch.target), bool(options)))
         return interactive_step(model, batch, run, config, generator, share, **options)
 
-    for module in ("finetune", "train.interactive"):
+    for module in ("train.method", "methods.augseg"):
         monkeypatch.setattr(f"sumlib.{module}.interactive_step", step)
-    finetune(config, replace(config.run("sum-small"), consistency="mixed"), labels)
+    finetune(config, replace(config.run("sum-small"), method="augseg", consistency="mixed"), labels)
     (human, h, _), (lesson, n, special), (own, m, _) = seen[:3]
     assert (
         n == m
@@ -637,7 +641,9 @@ def test_one_process_trains_as_two_do_to_the_bit(whole, monkeypatch, uncertainty
     config, found = replace(config, finetune=replace(config.finetune, shares=2)), []
     for processes in ("1", "2"):
         monkeypatch.setenv("SUM_PROCESSES", processes)
-        found.append(finetune(config, replace(config.run("sum-small"), uncertainty=uncertainty), labels))
+        method = "sum" if uncertainty == "refinement" else "discrepancy"
+        run = replace(config.run("sum-small"), method=method, uncertainty=uncertainty)
+        found.append(finetune(config, run, labels))
     (one, log), (two, other) = found
     assert log.equals(other) and all(
         torch.equal(value, weights(two)[key]) for key, value in weights(one).items()
@@ -658,9 +664,10 @@ def test_the_second_decoder_learns_by_itself_and_is_thrown_away(whole, monkeypat
         )
         return found
 
-    for module in ("finetune", "train.interactive"):
-        monkeypatch.setattr(f"sumlib.{module}.interactive_step", step)
-    model, _ = finetune(config, replace(config.run("sum-small"), uncertainty="two-decoders"), labels)
+    monkeypatch.setattr("sumlib.methods.discrepancy.interactive_step", step)
+    model, _ = finetune(
+        config, replace(config.run("sum-small"), method="discrepancy", uncertainty="two-decoders"), labels
+    )
     assert (
         learners.count((True, 1)) == config.finetune.iterations
         and learners.count((False, None)) == config.finetune.iterations

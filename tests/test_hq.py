@@ -1,26 +1,26 @@
 """HQ-SAM's architecture around a frozen SAM: what it adds, what it leaves alone, its prompts and its file."""
 
+import json
 from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from small import small_sum
 from torch.nn import functional as F
 
 from sumlib.config.params import load_config
-from sumlib.methods.hq_sam import PROMPTS, noised_mask
-from sumlib.model.checkpoint import load_sum, save_sum
+from sumlib.methods.hq_sam import PROMPTS, HqSam, HqSum, noised_mask
+from sumlib.model.checkpoint import CheckpointError, load_sum, read_metadata, save_sum
 from sumlib.model.micro_sam import build_sam_micro
-from sumlib.model.sum import Sum
-from sumlib.train.tuning import parameter_groups
 
 CONFIG = replace(load_config("smoke").finetune, light_lr=7.0)
 
 
-def hq_sum(seed: int = 0) -> Sum:
+def hq_sum(seed: int = 0) -> HqSum:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return Sum(small_sum(seed).sam, hq=True).eval()
+        return HqSum(small_sum(seed).sam).eval()
 
 
 def pixels() -> torch.Tensor:
@@ -82,7 +82,8 @@ def test_task_vectors_change_nothing_until_they_move_and_zero_never_does():
 @pytest.mark.parametrize("task_prompt", [False, True])
 def test_only_the_head_is_trained(task_prompt):
     model = hq_sum()
-    groups = parameter_groups(model, CONFIG, task_prompt, "hq")
+    run = replace(load_config("smoke").run("hq-sam-small"), task_prompt="first" if task_prompt else "none")
+    groups = HqSam(run, CONFIG).parameter_groups(model)
     moving = {name for name, p in model.named_parameters() if p.requires_grad}
     assert moving == {
         name
@@ -108,13 +109,29 @@ def test_only_the_head_is_trained(task_prompt):
 def test_saved_and_loaded(tmp_path):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = Sum(build_sam_micro(), hq=True).eval()
+        model = HqSum(build_sam_micro()).eval()
     save_sum(tmp_path / "hq.safetensors", model, {"model_type": "micro"})
     again = load_sum(tmp_path / "hq.safetensors")
+    assert type(again) is HqSum and read_metadata(tmp_path / "hq.safetensors")["architecture"] == "hq_sam"
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in model.state_dict().items())
     image = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         assert torch.equal(model.encode(image), again.encode(image))
+
+
+def test_files_of_before_architectures_had_names_are_known_by_their_weights(tmp_path):
+    model = HqSum(build_sam_micro())
+    notes = {"sumlib": json.dumps({"model_type": "micro"})}
+    save_file(model.state_dict(), tmp_path / "old.safetensors", metadata=notes)
+    assert type(load_sum(tmp_path / "old.safetensors")) is HqSum
+
+
+@pytest.mark.parametrize("name", ["hq_sum", "../evil", "u2pl"])
+def test_an_unknown_architecture_is_refused(tmp_path, name):
+    notes = {"sumlib": json.dumps({"model_type": "micro", "architecture": name})}
+    save_file(HqSum(build_sam_micro()).state_dict(), tmp_path / "new.safetensors", metadata=notes)
+    with pytest.raises(CheckpointError, match="new.safetensors: its architecture .* the nearest are: "):
+        load_sum(tmp_path / "new.safetensors")
 
 
 def test_noised_masks_are_wrong_near_the_outline_only():

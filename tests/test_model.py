@@ -8,6 +8,7 @@ import torch
 from segment_anything import SamAutomaticMaskGenerator, SamPredictor, sam_model_registry
 from small import small_sum
 
+from sumlib.methods.hq_sam import HqSum
 from sumlib.model import checkpoint as module
 from sumlib.model.checkpoint import (
     MODEL_TYPES,
@@ -20,7 +21,8 @@ from sumlib.model.checkpoint import (
     save_sum,
 )
 from sumlib.model.micro_sam import build_sam_micro
-from sumlib.model.sum import Sum, SumPredictor, decoder_copy
+from sumlib.model.predictor import SumPredictor
+from sumlib.model.sum import Sum, decoder_copy
 
 
 @pytest.fixture(scope="module")
@@ -223,7 +225,7 @@ def test_task_vector_changes_the_output_only_when_given(micro):
 
 def test_the_predictor_refuses_hq_sams_architecture(micro):
     with torch.random.fork_rng(), pytest.raises(ValueError, match="through Sum.encode and Sum.decode"):
-        SumPredictor(Sum(micro.sam, hq=True))
+        SumPredictor(HqSum(micro.sam))
 
 
 @torch.no_grad()

@@ -1,10 +1,12 @@
-"""The EMA teacher, its views and agreement."""
+"""The EMA teacher, AugSeg's views and the agreement of two models."""
 
 import torch
 from small import small_sum
 
 from sumlib.base.masks import mask_box
-from sumlib.methods.teacher import Teacher, strong_view
+from sumlib.methods.augseg import strong_view
+from sumlib.methods.discrepancy import agreement
+from sumlib.methods.teacher import Teacher
 
 
 def rng(seed: int = 0) -> torch.Generator:
@@ -80,9 +82,9 @@ def test_prediction_is_the_output_with_the_largest_predicted_iou():
 
 @torch.no_grad()
 def test_agreement_is_one_with_oneself_and_less_with_another():
-    student = small_sum(4)
-    teacher, image, target = Teacher(student, 0.9), torch.tensor([0, 1]), masks(2)
-    assert (teacher.certainty(student, student.encode(pixels()), pixels(), image, target) == 1).all()
-    another = small_sum(5)
-    other = teacher.certainty(another, another.encode(pixels()), pixels(), image, target)
-    assert other.shape == target.shape and 0 <= other.min() < 0.9 and other.max() <= 1
+    student, another, image, target = small_sum(4), small_sum(5), torch.tensor([0, 1]), masks(2)
+    teacher = Teacher(student, 0.9)
+    mine = (teacher.model, teacher.encode(pixels()))
+    assert (agreement((student, student.encode(pixels())), mine, image, target) == 1).all()
+    certainty = agreement((another, another.encode(pixels())), mine, image, target)
+    assert certainty.shape == target.shape and 0 <= certainty.min() < 0.9 and certainty.max() <= 1

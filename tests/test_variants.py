@@ -11,6 +11,7 @@ from small import entity_samples
 
 from sumlib.base.masks import mask_box
 from sumlib.data.dataset import Sample
+from sumlib.methods.hq_sam import HqSum
 from sumlib.methods.refiner_variants import (
     METHOD,
     HqRefiner,
@@ -84,7 +85,7 @@ def test_a_mask_only_module_sees_neither_box_nor_point(model, samples):
     )
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        head = Sum(model.sam, hq=True)
+        head = HqSum(model.sam)
     for mask_only in (True, False):
         refiner = HqRefiner(head, mask_only).eval()
         seen = refiner.embed(torch.zeros(0), lambda: pixels)

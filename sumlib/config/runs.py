@@ -61,8 +61,8 @@ class RunConfig:
     discrepancy how far student and EMA teacher (discrepancy), or two decoders (two-decoders), agree."""
     consistency: Annotated[str, OneOf(("none", "mixed", "mixed-multi", "box", "uniform-point"))] = "none"
     """With method augseg: which prompts the EMA teacher answers; "mixed-multi" trains on its masks in all
-    rounds, the others in one. They replace the pseudo-labels, or, with `uncertainty_loss`, both are used, with half
-    of the weight each."""
+    rounds, the others in one. They replace the pseudo-labels, or, with `uncertainty_loss`, both are used,
+    with half of the weight each."""
     contrast: NonNegative = 0.0
     """With method u2pl: weight of the contrastive loss."""
     backbone: Backbone = "vit_h"
@@ -91,8 +91,9 @@ def method_names() -> list[str]:
     The files are read, not imported: they need torch.
     """
     folders = find_spec("sumlib.methods").submodule_search_locations
-    files = sorted(file for folder in folders for file in Path(folder).glob("*.py"))
-    return [SUM, *(file.stem for file in files if _STATES_A_METHOD.search(file.read_text(encoding="utf-8")))]
+    files = [file for folder in folders for file in Path(folder).glob("*.py")]
+    stated = [file.stem for file in files if _STATES_A_METHOD.search(file.read_text(encoding="utf-8"))]
+    return [SUM, *sorted(stated)]
 
 
 def nearest(name: str, known: list[str]) -> str:

@@ -1,7 +1,10 @@
-"""HQ-SAM's additions to a frozen SAM: one more output token, and mask features fused from early, late and decoder features.
+"""HQ-SAM: a head on a frozen SAM, and the recipe that trains it (METHOD section 7).
 
-Its weights are the only ones that HQ-SAM's recipe trains. Written after the paper "Segment Anything in High Quality".
+The head is one more output token, and mask features fused from early, late and decoder features. Its weights are the
+only ones that are trained. Written after the paper "Segment Anything in High Quality".
 """
+
+from dataclasses import replace
 
 import torch
 from segment_anything.modeling import Sam
@@ -10,15 +13,25 @@ from segment_anything.modeling.mask_decoder import MLP
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sumlib.base.masks import jittered_boxes
+from sumlib.model.fast_decoder import ExactMaskDecoder
+from sumlib.model.sum import NUM_TASKS, Sum
+from sumlib.sampler import sample_point
+from sumlib.train.batches import Batch
+from sumlib.train.interactive import interactive_step
+from sumlib.train.method import Method
+from sumlib.train.tuning import decayed_groups, freeze_the_rest
+
 PROMPTS = ("box", "points", "noised mask")
 """Kinds of prompt of HQ-SAM's training, one a step."""
 
 
 class HqHead(nn.Module):
-    """The HQ token, its MLP and the feature fusion; C is SAM's embedding width, the fused features have C / 8 channels at four times its size.
+    """The HQ token, its MLP and the feature fusion.
 
-    ``task_token`` (tasks, C) is added to the HQ token and ``task_masks`` (tasks, C) to SAM's mask tokens: SUM's task prompt in this
-    architecture. Both start at zero, and vector 0, "unspecified", stays there (METHOD section 1).
+    C is the width of SAM's embedding; the fused features have C / 8 channels at four times its size.
+    ``task_token`` (tasks, C) is added to the HQ token and ``task_masks`` (tasks, C) to SAM's mask tokens: SUM's task
+    prompt in this architecture. Both start at zero, and vector 0, "unspecified", stays there (METHOD section 1).
     """
 
     def __init__(self, sam: Sam, num_tasks: int):
@@ -49,7 +62,10 @@ class HqHead(nn.Module):
             nn.init.zeros_(table.weight)
 
     def encode(self, sam: Sam, pixels: Tensor) -> Tensor:
-        """Images (B, 3, S, S) -> (B, 3 C, h, w): SAM's embedding, then the fused features (C / 8, 4 h, 4 w) folded into 2 C channels."""
+        """Images (B, 3, S, S) -> (B, 3 C, h, w): SAM's embedding, then the fused features.
+
+        Those, (C / 8, 4 h, 4 w), are folded into 2 C channels.
+        """
         encoder, kept = sam.image_encoder, []
         first_global = next(k for k, block in enumerate(encoder.blocks) if block.window_size == 0)
         hook = encoder.blocks[first_global].register_forward_hook(
@@ -63,9 +79,118 @@ class HqHead(nn.Module):
         return torch.cat([late, F.pixel_unshuffle(fused, 4)], 1)
 
     def mask(self, token: Tensor, features: Tensor, folded: Tensor) -> Tensor:
-        """Logits (N, 1, 4h, 4w) from the HQ token's output (N, C), SAM's mask features (N, C / 8, 4h, 4w) and the folded fused ones (N, 2 C, h, w)."""
+        """Logits (N, 1, 4h, 4w).
+
+        From the HQ token's output (N, C), SAM's mask features (N, C / 8, 4h, 4w) and the folded fused ones
+        (N, 2 C, h, w).
+        """
         fused = self.masks(features) + F.pixel_shuffle(folded, 4)
         return (self.mlp(token)[:, None] @ fused.flatten(2)).unflatten(2, features.shape[2:])
+
+
+class HqSum(Sum):
+    """A SUM in HQ-SAM's architecture: in training all outputs are the HQ mask, else it is added to each of SAM's.
+
+    Embeddings (B, 3 C, h, w) carry the fused features in further channels. The task vectors are those of the head.
+    """
+
+    architecture = "hq_sam"
+
+    def __init__(self, sam: Sam, num_tasks: int = NUM_TASKS):
+        head = HqHead(sam, num_tasks)  # before the task prompt, which draws random numbers as well
+        super().__init__(sam, num_tasks)
+        self.hq = head
+
+    @property
+    def task_vectors(self) -> Tensor:
+        return self.hq.task_token.weight
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        return self.hq.encode(self.sam, pixels)
+
+    def split(self, embeddings: Tensor) -> tuple[Tensor, Tensor]:
+        width = self.sam.prompt_encoder.embed_dim
+        return embeddings[:, :width], embeddings[:, width:]
+
+    def output_tokens(self, tasks: Tensor | None, count: int) -> Tensor:
+        """IoU, four masks, HQ mask: (count, 6, C)."""
+        tokens, token = super().output_tokens(None, count), self.hq.token.weight.expand(count, -1, -1)
+        if tasks is not None:
+            tokens = torch.cat([tokens[:, :1], tokens[:, 1:] + self.hq.task_masks(tasks)[:, None]], 1)
+            token = token + self.hq.task_token(tasks)[:, None]
+        return torch.cat([tokens, token], 1)
+
+    def image_task(self, tasks: Tensor | None) -> None:
+        return None
+
+    def paint(
+        self,
+        decoder: ExactMaskDecoder,
+        hidden: Tensor,
+        features: Tensor,
+        extra: Tensor,
+        grid: tuple[int, int],
+    ) -> Tensor:
+        logits = super().paint(decoder, hidden, features, None, grid)
+        fine = self.hq.mask(hidden[:, 5], decoder.pixels(features, grid), extra)
+        return fine.expand_as(logits) if self.training else logits + fine
+
+
+class HqSam(Method):
+    """The head alone is trained, in one round, with a prompt of one random kind for the batch."""
+
+    def build(self, sam: Sam) -> HqSum:
+        return HqSum(sam)
+
+    def parameter_groups(self, model: HqSum) -> list[dict]:
+        """The head at ``light_lr``, its task vectors only if the run trains task prompts."""
+        trained = hq_parameters(model.hq, self.run.task_prompt != "none")
+        groups = decayed_groups(model, trained, self.config.light_lr, self.config.weight_decay)
+        freeze_the_rest(model, groups)
+        return groups
+
+    def learn(
+        self, model: HqSum, batch: Batch, generator: torch.Generator, share: float = 1.0
+    ) -> dict[str, float]:
+        """One round; the frozen IoU head is not trained."""
+        weight = batch.certainty if self.run.uncertainty_sampling else None
+        xy, codes, mask_input = random_prompt(batch, weight, model, generator)
+        return interactive_step(
+            model,
+            batch,
+            self.run,
+            replace(self.config, iou_weight=0.0),
+            generator,
+            share,
+            rounds=1,
+            first=(xy, codes),
+            mask_input=mask_input,
+        )
+
+
+def random_prompt(
+    batch: Batch, weight: Tensor | None, model: Sum, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Prompts of one of `PROMPTS`: (N, P, 2), codes (N, P), and for "noised mask" mask prompts (N, 1, 4h, 4w).
+
+    Points are drawn by ``weight`` (N, S, S), if given.
+    """
+    n, device = len(batch.target), batch.target.device
+    kind = PROMPTS[int(torch.randint(len(PROMPTS), (), generator=generator))]
+    if kind == "points":
+        draws = [sample_point(batch.target, weight, generator=generator) for _ in range(10)]
+        points = [
+            torch.where((found | ~batch.pseudo)[:, None], point.float(), batch.backup)
+            for point, found in draws
+        ]
+        xy = torch.stack([*points, torch.zeros_like(points[0])], 1)
+        return xy, torch.tensor([[1] * 10 + [-1]], device=device).expand(n, -1), None
+    if kind == "box":
+        xy = jittered_boxes(batch.target, generator).view(n, 2, 2)
+        return xy, torch.tensor([[2, 3]], device=device).expand(n, -1), None
+    grid = model.sam.prompt_encoder.mask_input_size[0]
+    nothing = torch.zeros(n, 1, 2, device=device), torch.full((n, 1), -1, device=device)
+    return *nothing, noised_mask(batch.target, grid, generator)
 
 
 def hq_parameters(head: HqHead, task_prompt: bool) -> list[nn.Parameter]:
@@ -74,8 +199,15 @@ def hq_parameters(head: HqHead, task_prompt: bool) -> list[nn.Parameter]:
 
 
 def noised_mask(target: Tensor, size: int, generator: torch.Generator) -> Tensor:
-    """Mask prompts (N, 1, size, size) as logits of +-4: the targets (N, S, S) bool with pixels near their outline flipped at random."""
+    """Mask prompts (N, 1, size, size) as logits of +-4: the targets with pixels near their outline flipped at random.
+
+    ``target`` (N, S, S) bool.
+    """
     low = F.interpolate(target[:, None].float(), (size, size), mode="area")
     soft = F.avg_pool2d(F.pad(low, (2, 2, 2, 2), mode="replicate"), 5, stride=1)
     noise = torch.randn(soft.shape, generator=generator).to(soft.device)
     return torch.where(soft + 0.25 * noise > 0.5, 4.0, -4.0)
+
+
+METHOD = HqSam
+ARCHITECTURE = HqSum

@@ -19,7 +19,7 @@ from sumlib.base.parallel import each
 from sumlib.base.progress import with_bar
 from sumlib.config.params import RefineConfig
 from sumlib.data.dataset import Sample
-from sumlib.methods.hq_sam import hq_parameters, noised_mask
+from sumlib.methods.hq_sam import HqSum, hq_parameters, noised_mask
 from sumlib.model.adapters import add_adapters
 from sumlib.model.checkpoint import build_like
 from sumlib.model.prompts import Prompts
@@ -34,7 +34,7 @@ from sumlib.train.loop import load_checkpoint, save_checkpoint
 class HqRefiner(Refiner):
     """HQ-SAM's head on a frozen SAM; with ``mask_only`` it sees neither box nor point."""
 
-    def __init__(self, model: Sum, mask_only: bool):
+    def __init__(self, model: HqSum, mask_only: bool):
         super().__init__(model, hq_parameters(model.hq, task_prompt=False))
         self.mask_only = mask_only
 
@@ -139,7 +139,7 @@ class Variant:
 
 def _hq(model: Sum, generator: torch.Generator, images: Sequence[Sample]) -> Refiner:
     with seeded(int(torch.randint(2**31, (), generator=generator))):
-        return HqRefiner(Sum(deepcopy(model.sam), hq=True), mask_only=True)
+        return HqRefiner(HqSum(deepcopy(model.sam)), mask_only=True)
 
 
 def _adapted(model: Sum, generator: torch.Generator, images: Sequence[Sample], width: int = 32) -> Refiner:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 
 import torch
@@ -13,12 +14,15 @@ from segment_anything import sam_model_registry
 from segment_anything.modeling import Sam
 from torch import Tensor, nn
 
+from sumlib.config.runs import method_names, nearest
 from sumlib.model.adapters import adapter_width, add_adapters
 from sumlib.model.micro_sam import MICRO_DEPTHS, build_sam_micro
 from sumlib.model.sum import NUM_TASKS, Sum
 
 OFFICIAL = {"vit_b": "sam_vit_b_01ec64.pth", "vit_l": "sam_vit_l_0b3195.pth", "vit_h": "sam_vit_h_4b8939.pth"}
 """SAM's own checkpoints, under https://dl.fbaipublicfiles.com/segment_anything/."""
+UNNAMED = {"hq.token.weight": "hq_sam"}
+"""Architectures of files whose metadata name none, by one of their weights."""
 MODEL_TYPES = (*MICRO_DEPTHS, *OFFICIAL)
 
 
@@ -73,16 +77,18 @@ def load_sum(path: str | Path, *, sha256: str | None = None) -> Sum:
             f"{path}: not written by save_sum: its metadata name no known model_type; {_kind(_shapes(state))}"
         )
     tasks = len(state.get("task_prompt.weight", range(NUM_TASKS)))
+    architecture = _architecture(path, metadata.get("architecture"), state)
     with torch.device("meta"):
-        model = Sum(_build(model_type), tasks, hq="hq.token.weight" in state)
+        model = architecture(_build(model_type), tasks)
         if width := metadata.get("adapter_width"):
             add_adapters(model.sam.image_encoder, width)
     return _fill(model, state, f"a SUM of model_type {model_type!r}", path)
 
 
 def save_sum(path: str | Path, model: Sum, metadata: dict) -> None:
-    """Write a `Sum` with its task prompt, and adapters or an HQ head if it has some; see `save_sam`."""
-    _write(Path(path), model, model.sam, metadata)
+    """Write a `Sum` with its task prompt, and all that its adapters or its architecture add; see `save_sam`."""
+    name = {"architecture": model.architecture} if model.architecture else {}
+    _write(Path(path), model, model.sam, metadata | name)
 
 
 def read_metadata(path: str | Path) -> dict:
@@ -100,6 +106,22 @@ def build_like(sam: Sam) -> Sam:
         if shapes == _sam_shapes(model_type):
             return _build(model_type)
     raise ValueError(_kind(shapes))
+
+
+def _architecture(path: Path, name: str | None, state: dict[str, Tensor]) -> type[Sum]:
+    """The class that a file's metadata ``name``; files of before there were names are known by their weights."""
+    if name is None:
+        name = next((name for key, name in UNNAMED.items() if key in state), None)
+    if name is None:
+        return Sum
+    known = method_names()
+    module = import_module(f"sumlib.methods.{name}") if name in known else None
+    if not hasattr(module, "ARCHITECTURE"):
+        raise CheckpointError(
+            f"{path}: its architecture {name!r} is in no file of sumlib/methods/; the nearest are: "
+            f"{nearest(name, known)}; write the file again, or bring its method back"
+        )
+    return module.ARCHITECTURE
 
 
 def _build(model_type: str) -> Sam:
@@ -129,15 +151,15 @@ def _read(
             actual = hashlib.file_digest(file, "sha256").hexdigest()
         if actual != sha256.strip().lower():
             raise CheckpointError(
-                f"{path}: its SHA-256 is {actual}, not {sha256}: damaged or another file; {remedy}, or correct the hash"
+                f"{path}: its SHA-256 is {actual}, not {sha256}: damaged or another file; "
+                f"{remedy}, or correct the hash"
             )
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, "pt") as file:
                 notes = json.loads((file.metadata() or {}).get("sumlib", "{}"))
-                return {
-                    key: file.get_tensor(key).clone() for key in file.keys() if weights
-                }, notes  # no views of the file
+                names = file.keys() if weights else []
+                return {key: file.get_tensor(key).clone() for key in names}, notes  # no views of the file
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (MemoryError, OSError):
         raise
@@ -166,13 +188,8 @@ def _sam_shapes(model_type: str) -> dict[str, tuple[int, ...]]:
 
 def _kind(shapes: dict[str, tuple[int, ...]]) -> str:
     """Which model the shapes are of, and how it is read."""
-    inner = _plain(
-        {
-            key.removeprefix("sam."): shape
-            for key, shape in shapes.items()
-            if key != "task_prompt.weight" and not key.startswith("hq.")
-        }
-    )
+    ours = {key.removeprefix("sam."): shape for key, shape in shapes.items() if key.startswith("sam.")}
+    inner = _plain(ours or shapes)
     for model_type in MODEL_TYPES:
         if inner == _sam_shapes(model_type):
             if "task_prompt.weight" in shapes:
@@ -183,17 +200,23 @@ def _kind(shapes: dict[str, tuple[int, ...]]) -> str:
 
 def _fill(module: nn.Module, state: dict[str, Tensor], what: str, path: Path) -> nn.Module:
     """Give a module on the device "meta" the weights of a file, if all names and shapes agree."""
-    expected, found = _shapes(module.state_dict()), _shapes(state)
+    expected, given = _shapes(module.state_dict()), _shapes(state)
     wrong = [
-        f"{key} is {found[key]}, expected {expected[key]}"
+        f"{key} is {given[key]}, expected {expected[key]}"
         for key in expected
-        if found.get(key, expected[key]) != expected[key]
+        if given.get(key, expected[key]) != expected[key]
     ]
-    wrong += [f"{key} is missing" for key in expected if key not in found]
-    wrong += [f"{key} is unknown" for key in found if key not in expected]
+    wrong += [f"{key} is missing" for key in expected if key not in given]
+    wrong += [f"{key} is unknown" for key in given if key not in expected]
     if wrong:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise CheckpointError(f"{path}: not {what}: {'; '.join(wrong[:3])}{more}; {_kind(found)}")
+        raise CheckpointError(f"{path}: not {what}: {'; '.join(wrong[:3])}{more}; {_kind(given)}")
+    broken = [key for key, value in state.items() if not value.isfinite().all()]
+    if broken:
+        more = f" and {len(broken) - 1} more" if len(broken) > 1 else ""
+        raise CheckpointError(
+            f"{path}: {broken[0]}{more} has NaN or infinite values: train or download it again"
+        )
     module.load_state_dict({key: value.float().contiguous() for key, value in state.items()}, assign=True)
     return module.eval()
 
@@ -209,7 +232,8 @@ def _write(path: Path, module: nn.Module, sam: Sam, metadata: dict) -> None:
         )
     if model_type not in MODEL_TYPES or _plain(_shapes(sam.state_dict())) != _sam_shapes(model_type):
         raise ValueError(
-            f"{path}: not written, the model is no {model_type!r} as its metadata say; {_kind(_shapes(sam.state_dict()))}"
+            f"{path}: not written, the model is no {model_type!r} as its metadata say; "
+            f"{_kind(_shapes(sam.state_dict()))}"
         )
     tensors = {key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}
     # One entry, since safetensors writes entries in random order and equal models shall be equal files.

@@ -1,24 +1,105 @@
-"""SAM's mask decoder with fewer operations: the same numbers up to rounding.
+"""SAM's mask decoder, as it is and with fewer operations: the same numbers up to rounding.
 
-Its cross-attention runs between a handful of tokens and many pixels, and SAM projects every pixel. Since the projections are linear, they can
-be folded into the tokens instead. An image stays in rows of pixels (N, h w, C) from beginning to end, so that its convolutions, whose
-kernels are as large as their strides, are matrix products of rows, and channels are normalised along rows.
+Its cross-attention runs between a handful of tokens and many pixels, and SAM projects every pixel. Since the
+projections are linear, they can be folded into the tokens instead. An image stays in rows of pixels (N, h w, C) from
+beginning to end, so that its convolutions, whose kernels are as large as their strides, are matrix products of rows,
+and channels are normalised along rows.
 """
 
+from collections.abc import Sequence
+
 import torch
-from segment_anything.modeling import MaskDecoder, PromptEncoder, TwoWayTransformer
+from segment_anything.modeling import MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 from segment_anything.modeling.common import LayerNorm2d
 from segment_anything.modeling.transformer import Attention
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 
+class ExactMaskDecoder:
+    """The steps of SAM's `MaskDecoder.predict_masks`, each image with prompts of its own: SAM's numbers bit for bit."""
+
+    def __init__(self, sam: Sam):
+        self.sam, self.decoder, self.prompt = sam, sam.mask_decoder, sam.prompt_encoder
+
+    def attend(
+        self, image: Tensor, tokens: Tensor, mask_inputs: Tensor | None = None, task: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Tokens (N, T, C) and images (N, C, h, w) attend to each other.
+
+        ``mask_inputs`` (N, 1, 4h, 4w) are logits, ``task`` (N, C) is added to every pixel. Returns the new tokens
+        (N, T, C) and the new images as rows (N, h w, C).
+        """
+        if task is not None:
+            image = image + task[:, :, None, None]
+        dense = (
+            self.prompt.no_mask_embed.weight[:, :, None, None]
+            if mask_inputs is None
+            else self.prompt.mask_downscaling(mask_inputs)
+        )
+        position = self.position().expand(len(image), -1, -1, -1)
+        return self.decoder.transformer(image + dense, position, tokens)
+
+    def position(self) -> Tensor:
+        """Positional encoding of the embedding's pixels (1, C, h, w), never in a lower precision."""
+        with torch.autocast(self.sam.device.type, enabled=False):
+            return self.prompt.get_dense_pe()
+
+    def kernels(self, tokens: Tensor, outputs: Sequence[int] = range(4)) -> Tensor:
+        """The new tokens (N, T, C) of the IoU and of ``outputs`` -> (N, K, C / 8), what each output looks for."""
+        mlps = self.decoder.output_hypernetworks_mlps
+        return torch.stack([mlps[k](tokens[:, 1 + k]) for k in outputs], 1)
+
+    def upscale(self, rows: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Rows (N, h w, C) of an image of ``grid`` (h, w) -> mask features (N, C / 8, 4h, 4w)."""
+        return self.decoder.output_upscaling(rows.transpose(1, 2).reshape(len(rows), -1, *grid))
+
+    def pixels(self, features: Tensor, grid: tuple[int, int]) -> Tensor:
+        """What `upscale` gave as (N, C / 8, 4h, 4w)."""
+        return features
+
+    def paint(self, kernels: Tensor, features: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Logits (N, K, 4h, 4w) of kernels (N, K, C / 8) on what `upscale` gave."""
+        return (kernels @ features.flatten(2)).unflatten(2, features.shape[2:])
+
+    def iou(self, tokens: Tensor) -> Tensor:
+        """Predicted IoU (N, 4) of the outputs from the new tokens (N, T, C)."""
+        return self.decoder.iou_prediction_head(tokens[:, 0])
+
+
+class FastMaskDecoder(ExactMaskDecoder):
+    """The same steps with fewer operations; ``attend`` also takes one image (1, C, h, w) for N rows of tokens."""
+
+    def attend(
+        self, image: Tensor, tokens: Tensor, mask_inputs: Tensor | None = None, task: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        dense = (
+            self.prompt.no_mask_embed.weight[:, None]
+            if mask_inputs is None
+            else embed_masks(self.prompt, mask_inputs)
+        )
+        if task is not None:
+            dense = dense + task[:, None]
+        rows, position = (x.flatten(2).transpose(1, 2) for x in (image, self.position()))
+        return attend(self.decoder.transformer, (rows + dense).contiguous(), position.contiguous(), tokens)
+
+    def upscale(self, rows: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Rows (N, h w, C) -> mask features (N, 16 h w, C / 8), cell by cell; `pixels` puts them in order."""
+        return mask_features(self.decoder, rows)
+
+    def pixels(self, features: Tensor, grid: tuple[int, int]) -> Tensor:
+        return unfold(features, grid)
+
+    def paint(self, kernels: Tensor, features: Tensor, grid: tuple[int, int]) -> Tensor:
+        return unfold(features @ kernels.transpose(1, 2), grid)
+
+
 def attend(
     transformer: TwoWayTransformer, image: Tensor, position: Tensor, tokens: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """`TwoWayTransformer` of rows ``image`` and ``position`` (N or 1, h w, C) and ``tokens`` (N, T, C): new tokens and rows (N, h w, C).
+    """SAM's `TwoWayTransformer` on rows of pixels.
 
-    Under autocast the image is in the lower precision from the start, in place of one cast for each product.
+    ``image`` and ``position`` (N or 1, h w, C), ``tokens`` (N, T, C); returns new tokens and rows (N, h w, C). Under autocast the image is in the lower precision from the start, in place of one cast for each product.
     """
     device = image.device.type
     if torch.is_autocast_enabled(device):
@@ -43,9 +124,10 @@ def attend(
 
 
 def tokens_look(attention: Attention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """SAM's attention of few tokens q (N, T, C) to many pixels k, v (N, P, C), the pixels' projections folded into the tokens: (N, T, C).
+    """SAM's attention of few tokens q (N, T, C) to many pixels k, v (N, P, C): (N, T, C).
 
-    q . (W x + b) = (W^T q) . x + q . b, and the last term moves no softmax; sum_i a_i (W x_i + b) = W (sum_i a_i x_i) + b, as weights sum to one.
+    The pixels' projections are folded into the tokens: q . (W x + b) = (W^T q) . x + q . b, and the last term changes
+    no softmax; sum_i a_i (W x_i + b) = W (sum_i a_i x_i) + b, as weights sum to one.
     """
     query = (
         _heads(attention, attention.q_proj(q)) @ _by_head(attention, attention.k_proj) * _scale(attention)
@@ -58,7 +140,10 @@ def tokens_look(attention: Attention, q: Tensor, k: Tensor, v: Tensor) -> Tensor
 
 
 def pixels_look(attention: Attention, q: Tensor, k: Tensor, v: Tensor, image: Tensor) -> Tensor:
-    """``image`` (N, P, C) plus SAM's attention of many pixels q (N, P, C) to few tokens k, v (N, T, C), folded like `tokens_look`."""
+    """``image`` (N, P, C) plus SAM's attention of many pixels q (N, P, C) to few tokens k, v (N, T, C).
+
+    Folded like `tokens_look`.
+    """
     heads = attention.num_heads
     key = _heads(attention, attention.k_proj(k)) * _scale(attention)  # (N, h, T, c)
     bias = (key * attention.q_proj.bias.view(heads, 1, -1)).sum(-1, keepdim=True).flatten(1, 2)  # (N, h T, 1)
@@ -90,7 +175,10 @@ def embed_masks(prompt: PromptEncoder, masks: Tensor) -> Tensor:
 
 
 def mask_features(decoder: MaskDecoder, image: Tensor) -> Tensor:
-    """`MaskDecoder`'s upscaling of rows (N, h w, C): (N, 16 h w, C / 8), the 4 x 4 pixels of each cell one after another; see `unfold`."""
+    """`MaskDecoder`'s upscaling of rows (N, h w, C): (N, 16 h w, C / 8).
+
+    The 4 x 4 pixels of each cell follow one another; `unfold` puts them in order.
+    """
     first, norm, act1, second, act2 = decoder.output_upscaling
     x = act1(_normalised(norm, _transposed(first, image)))  # (N, h w, 4, C / 4)
     return act2(_transposed(second, x)).flatten(1, 3)
@@ -98,9 +186,8 @@ def mask_features(decoder: MaskDecoder, image: Tensor) -> Tensor:
 
 def unfold(features: Tensor, grid: tuple[int, int]) -> Tensor:
     """Channels (N, 16 h w, K) in the order of `mask_features` -> (N, K, 4h, 4w), ``grid`` being (h, w)."""
-    cells = features.unflatten(
-        1, (*grid, 2, 2, 2, 2)
-    )  # h, w, then row and column of the coarser and of the finer of the two steps
+    # h, w, then row and column of the coarser and of the finer of the two steps
+    cells = features.unflatten(1, (*grid, 2, 2, 2, 2))
     return cells.permute(0, 7, 1, 3, 5, 2, 4, 6).flatten(5, 7).flatten(2, 4)
 
 

@@ -1,8 +1,8 @@
 """SAM's automatic masks of one image (METHOD section 2): those of `SamAutomaticMaskGenerator`, with their logits kept.
 
-Three things make it several times faster and change results by rounding errors only: the prompts of an image share its
-embedding, the decoder is the faster one (`sumlib.model.fast_decoder`), and masks are painted only for prompts with an output whose predicted
-IoU passes.
+Three things make it several times faster and change results by rounding errors only: the prompts of an image share
+its embedding, the decoder is the faster one (`sumlib.model.fast_decoder`), and masks are painted only for prompts with
+an output whose predicted IoU passes.
 """
 
 import numpy as np
@@ -14,10 +14,11 @@ from segment_anything.utils.amg import (
     calculate_stability_score,
 )
 from torch import Tensor
+from torch.nn import functional as F
 from torchvision.ops import batched_nms
 
 from sumlib.config.params import PseudoLabelConfig
-from sumlib.model.fast_decoder import attend, mask_features, unfold
+from sumlib.model.fast_decoder import FastMaskDecoder
 from sumlib.model.sum import Sum
 
 STEPS = ("candidates", "predicted_iou", "stability", "area", "nms")
@@ -35,7 +36,7 @@ class Tally:
     def add(self, step: str, count: int) -> None:
         self.counts[step] += count
 
-    def judge(self, name: str, values: Tensor) -> None:
+    def observe(self, name: str, values: Tensor) -> None:
         """Count ``values``, of the candidates before the filter ``name``; NaN (an empty mask) counts as 0."""
         self.histograms[name] += np.histogram(values.nan_to_num(0).clamp(0, 1).cpu(), BINS, (0, 1))[0]
 
@@ -68,9 +69,9 @@ class AutomaticMasks:
     def __call__(self, embedding: Tensor, size: tuple[int, int]) -> MaskData:
         """The masks of an image of (H, W) = ``size`` with ``embedding`` (1, C, h, w), best predicted IoU first.
 
-        "low" (M, 4h, 4w) logits, "masks" (M, H, W) bool, "points" (M, 2) x, y and "boxes" (M, 4) XYXY in pixels of the image,
-        "iou_preds", "stability_score", "area" (M,). As SAM's, but without empty masks and those of ``config.max_area_fraction`` of
-        the image or more.
+        "low" (M, 4h, 4w) logits, "masks" (M, H, W) bool, "points" (M, 2) x, y and "boxes" (M, 4) XYXY in pixels of
+        the image, "iou_preds", "stability_score", "area" (M,). As SAM's, but without empty masks and those of
+        ``config.max_area_fraction`` of the image or more.
         """
         points = torch.from_numpy(build_point_grid(self.config.points_per_side) * (size[1], size[0])).to(
             embedding.device
@@ -93,54 +94,38 @@ class AutomaticMasks:
     def _candidates(self, embedding: Tensor, points: Tensor, size: tuple[int, int]) -> MaskData:
         """The masks of some points (P, 2) that pass the filters, before non-maximum suppression."""
         config, tally = self.config, self.tally
-        found = self._decode(embedding, points, size)
-        logits = self.model.upscale(found["low"][:, None], size)[:, 0]  # (N, H, W)
-        found["stability_score"] = calculate_stability_score(
+        data = self._decode(embedding, points, size)
+        logits = self.model.upscale(data["low"][:, None], size)[:, 0]  # (N, H, W)
+        data["stability_score"] = calculate_stability_score(
             logits, self.model.sam.mask_threshold, config.stability_offset
         )
-        found["masks"] = logits > self.model.sam.mask_threshold
-        tally.judge("stability", found["stability_score"])
+        data["masks"] = logits > self.model.sam.mask_threshold
+        tally.observe("stability", data["stability_score"])
         if config.stability_thresh > 0:
-            found.filter(found["stability_score"] >= config.stability_thresh)
-        tally.add("stability", len(found["low"]))
-        found["area"] = found["masks"].flatten(1).sum(1)
-        found.filter((found["area"] > 0) & (found["area"] < config.max_area_fraction * size[0] * size[1]))
-        tally.add("area", len(found["low"]))
-        found["boxes"] = batched_mask_to_box(found["masks"]).float()
-        return MaskData(**{key: value.cpu() for key, value in found.items()})
+            data.filter(data["stability_score"] >= config.stability_thresh)
+        tally.add("stability", len(data["low"]))
+        data["area"] = data["masks"].flatten(1).sum(1)
+        data.filter((data["area"] > 0) & (data["area"] < config.max_area_fraction * size[0] * size[1]))
+        tally.add("area", len(data["low"]))
+        data["boxes"] = batched_mask_to_box(data["masks"]).float()
+        return MaskData(**{key: value.cpu() for key, value in data.items()})
 
     def _decode(self, embedding: Tensor, points: Tensor, size: tuple[int, int]) -> MaskData:
-        """The multi-mask outputs of single points (P, 2) that pass the predicted-IoU filter, point by point; as `Sum.decode`."""
-        prompt, decoder, least = (
-            self.model.sam.prompt_encoder,
-            self.model.sam.mask_decoder,
-            self.config.pred_iou_thresh,
-        )
-        coordinates = self.model.to_input_frame(points, size)[:, None]
-        sparse, dense = prompt(
-            points=(coordinates, torch.ones_like(coordinates[..., 0], dtype=torch.long)),
-            boxes=None,
-            masks=None,
-        )
-        outputs = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
-        tokens = torch.cat([outputs.expand(len(points), -1, -1), sparse], 1)  # (P, 7, C)
-        image, position = (
-            x.flatten(2).transpose(1, 2).contiguous() for x in (embedding + dense[:1], prompt.get_dense_pe())
-        )  # (1, h w, C)
-        hidden, source = attend(decoder.transformer, image, position, tokens)
-        scores = decoder.iou_prediction_head(hidden[:, 0])[:, 1:]  # (P, 3)
+        """The multi-mask outputs of points (P, 2) that pass the predicted-IoU filter, point by point, as `Sum.decode`."""
+        model, least = self.model, self.config.pred_iou_thresh
+        decoder, grid = FastMaskDecoder(model.sam), embedding.shape[2:]
+        xy = F.pad(model.to_input_frame(points, size)[:, None], (0, 0, 0, 1))  # a point and SAM's padding
+        codes = torch.tensor([[1, -1]], device=xy.device).expand(len(xy), -1)
+        tokens = torch.cat([model.output_tokens(None, len(xy)), model.embed_prompts(xy, codes)], 1)
+        hidden, rows = decoder.attend(embedding, tokens)  # (P, 7, C), (P, h w, C)
+        scores = decoder.iou(hidden)[:, 1:]  # (P, 3)
         keep = scores > least if least > 0 else torch.ones_like(scores, dtype=torch.bool)
         self.tally.add("candidates", scores.numel())
-        self.tally.judge("predicted_iou", scores)
+        self.tally.observe("predicted_iou", scores)
         self.tally.add("predicted_iou", int(keep.sum()))
         some = keep.any(1)
-        kernels = torch.stack(
-            [mlp(hidden[some, k]) for k, mlp in enumerate(decoder.output_hypernetworks_mlps, start=1)][1:], 1
-        )
-        logits = mask_features(decoder, source[some]) @ kernels.transpose(
-            1, 2
-        )  # of three outputs, cell by cell
-        low = unfold(logits, embedding.shape[2:])[keep[some]]  # (N, 4h, 4w)
+        kernels, features = decoder.kernels(hidden[some], (1, 2, 3)), decoder.upscale(rows[some], grid)
+        low = decoder.paint(kernels, features, grid)[keep[some]]  # (N, 4h, 4w)
         return MaskData(
             low=low, iou_preds=scores[keep], points=points.float()[:, None].expand(-1, 3, -1)[keep]
         )

@@ -35,12 +35,20 @@ class Batch:
     task: Tensor
     """(N,) task ids."""
 
+    @property
+    def pseudo(self) -> Tensor:
+        """(N,) bool: which masks are pseudo-labels."""
+        return self.backup[:, 0] >= 0
+
     def to(self, device: torch.device) -> "Batch":
         return Batch(*(getattr(self, field.name).to(device) for field in fields(self)))
 
 
 class Source(Protocol):
-    """Draws one image with ``prompts`` of its masks, with replacement if it has fewer."""
+    """Draws one image with ``prompts`` of its masks, with replacement if it has fewer.
+
+    The pixels are on the model's device already, all else is on the CPU.
+    """
 
     def draw(self, model: Sum, prompts: int, generator: torch.Generator) -> Batch: ...
 
@@ -69,7 +77,7 @@ class HumanSource:
         masks = sample.masks[_choose(torch.ones(len(sample.masks)), prompts, generator)]
         target = framed(masks, model.sam.image_encoder.img_size) > 0.5
         return Batch(
-            model.preprocess(sample.image)[None].cpu(),
+            model.preprocess(sample.image)[None],
             torch.zeros(prompts, dtype=torch.long),
             target,
             torch.ones(target.shape),
@@ -91,9 +99,8 @@ class PseudoSource:
         usable = [name for name in labels.images if kind == "sam" or labels[name].refined.any()]
         self.numbers = [numbers[name] for name in usable]
         if len(usable) < len(labels.images):
-            print(
-                f"{images.name}: {len(labels.images) - len(usable)} images are left out, all their refined masks are empty"
-            )
+            empty = len(labels.images) - len(usable)
+            print(f"{images.name}: {empty} images are left out, all their refined masks are empty")
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -104,15 +111,15 @@ class PseudoSource:
         masks = label.masks if self.kind == "sam" else label.refined
         area = masks.sum((1, 2))
         usable = np.flatnonzero(area)
-        chosen = usable[_choose(torch.from_numpy(1 / area[usable]), prompts, generator)]
+        index = usable[_choose(torch.from_numpy(1 / area[usable]), prompts, generator)]
         side = model.sam.image_encoder.img_size
-        target = framed(masks[chosen], side) > 0.5
-        backup = model.to_input_frame(torch.from_numpy(label.points[chosen]).float(), sample.image.shape[:2])
+        target = framed(masks[index], side) > 0.5
+        backup = model.to_input_frame(torch.from_numpy(label.points[index]).float(), sample.image.shape[:2])
         return Batch(
-            model.preprocess(sample.image)[None].cpu(),
+            model.preprocess(sample.image)[None],
             torch.zeros(prompts, dtype=torch.long),
             target,
-            framed(label.certainty[chosen], side),
+            framed(label.certainty[index], side),
             backup,
             torch.zeros(prompts, dtype=torch.long),
         )

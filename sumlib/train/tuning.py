@@ -1,16 +1,15 @@
-"""Which parameters move, and how fast."""
+"""Which parameters are trained, and how fast."""
 
 import torch
 from torch import nn
 
 from sumlib.config.params import FinetuneConfig
-from sumlib.methods.hq_sam import hq_parameters
 from sumlib.model.adapters import add_adapters, add_lora, light_parameters, merge_lora
 from sumlib.model.sum import Sum
 
 
 def prepare(model: Sum, tuning: str, config: FinetuneConfig, generator: torch.Generator) -> None:
-    """Hang the modules of a lightweight scheme onto the image encoder; "full" and "decoder" need none."""
+    """Add the modules of a lightweight scheme to the image encoder; "full" and "decoder" need none."""
     if tuning == "adapter":
         add_adapters(model.sam.image_encoder, config.adapter_width, generator)
     elif tuning == "lora":
@@ -29,13 +28,9 @@ def parameter_groups(
 
     A parameter of encoder layer k of L (0 the patch embedding, L - 1 the neck) learns at ``lr * encoder_lr_scale *
     layer_decay ** (L - 1 - k)``, the prompt encoder and the mask decoder at ``lr``, the task prompt at ``task_prompt_lr``
-    (only if ``task_prompt``). With any other ``tuning`` the image encoder is frozen but for what `prepare` has hung onto it, which
-    learns at ``light_lr``; "hq" trains the HQ head alone, at ``light_lr``. Biases, norms and embeddings are not decayed. Parameters left out are frozen.
+    (only if ``task_prompt``). With any other ``tuning`` the image encoder is frozen but for what `prepare` has added to
+    it, which learns at ``light_lr``. Biases, norms and embeddings are not decayed. Parameters left out are frozen.
     """
-    if tuning == "hq":
-        groups = _group(model, hq_parameters(model.hq, task_prompt), config.light_lr, config.weight_decay)
-        _freeze_the_rest(model, groups)
-        return groups
     encoder = model.sam.image_encoder
     stem = [encoder.patch_embed.parameters(), [encoder.pos_embed] if encoder.pos_embed is not None else []]
     layers = [
@@ -51,25 +46,26 @@ def parameter_groups(
         if tuning == "full"
         else [(light_parameters(encoder), config.light_lr)]
     )
-    wanted = [*body, (model.decoder_parameters, config.lr)]
-    groups = [_group(model, params, lr, config.weight_decay) for params, lr in wanted]
-    groups = [part for pair in groups for part in pair if part["params"]]
+    rates = [*body, (model.decoder_parameters, config.lr)]
+    pairs = [decayed_groups(model, params, lr, config.weight_decay) for params, lr in rates]
+    groups = [group for pair in pairs for group in pair if group["params"]]
     if task_prompt:
         groups.append(
             {"params": [model.task_prompt.weight], "lr": config.task_prompt_lr, "weight_decay": 0.0}
         )
-    _freeze_the_rest(model, groups)
+    freeze_the_rest(model, groups)
     return groups
 
 
-def _freeze_the_rest(model: Sum, groups: list[dict]) -> None:
-    moving = {id(p) for group in groups for p in group["params"]}
+def freeze_the_rest(model: Sum, groups: list[dict]) -> None:
+    """Only the parameters of AdamW's ``groups`` get a gradient."""
+    trained = {id(p) for group in groups for p in group["params"]}
     for parameter in model.parameters():
-        parameter.requires_grad_(id(parameter) in moving)
+        parameter.requires_grad_(id(parameter) in trained)
 
 
-def _group(model: Sum, params: list[nn.Parameter], lr: float, decay: float) -> list[dict]:
-    """The parameters with and without weight decay."""
+def decayed_groups(model: Sum, params: list[nn.Parameter], lr: float, decay: float) -> list[dict]:
+    """Two of AdamW's groups: the parameters with weight decay, and biases, norms and embeddings without it."""
     small = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     plain = [p for p in params if p.dim() > 1 and id(p) not in small]
     other = [p for p in params if p.dim() <= 1 or id(p) in small]

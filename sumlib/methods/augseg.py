@@ -1,0 +1,78 @@
+"""AugSeg for promptable segmentation: an EMA teacher's masks, learnt on a strong view of the image (METHOD section 7)."""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from sumlib.methods.teacher import Teacher
+from sumlib.model.sum import Sum
+from sumlib.train.batches import Batch
+from sumlib.train.interactive import first_prompt, interactive_step
+from sumlib.train.method import Lesson, Method
+
+
+class AugSeg(Method):
+    """Human masks as usual; on unlabeled images the teacher's masks, for prompts of the kind `run.consistency`.
+
+    With `run.uncertainty_loss` the pseudo-labels are learnt too, each with half of the weight.
+    """
+
+    companion: Teacher
+
+    def accompany(self, model: Sum) -> None:
+        self.companion = Teacher(model, self.config.ema)
+
+    def before_step(self, model: Sum) -> None:
+        self.companion.follow(model)
+
+    def lessons(self) -> list[Lesson]:
+        human = Lesson(self.learn, unlabeled=False)
+        if self.run.uncertainty_loss:
+            return [
+                human,
+                Lesson(self.learn_from_teacher, 0.5, human=False),
+                Lesson(self.learn, 0.5, human=False),
+            ]
+        return [human, Lesson(self.learn_from_teacher, human=False)]
+
+    def learn_from_teacher(
+        self, model: Sum, batch: Batch, generator: torch.Generator, share: float = 1.0
+    ) -> dict[str, float]:
+        """The teacher answers on the images as they are, the student learns its masks on a strong view of them."""
+        several = self.run.consistency == "mixed-multi"
+        kind = "mixed" if several else self.run.consistency
+        xy, codes = first_prompt(batch, None, generator, kind)
+        target = self.companion.predict(batch.pixels, batch.image, xy, codes, self.config.bf16)
+        lesson = replace(
+            batch,
+            pixels=strong_view(batch.pixels, generator),
+            target=target,
+            certainty=torch.ones_like(batch.certainty),
+        )
+        rounds = self.config.rounds if several else 1
+        return interactive_step(
+            model, lesson, self.run, self.config, generator, share, rounds=rounds, first=(xy, codes)
+        )
+
+
+def strong_view(pixels: Tensor, generator: torch.Generator) -> Tensor:
+    """Images (B, 3, S, S), normalised and padded, with other light, colours, sharpness and noise; padding stays zero.
+
+    Intensity-based changes only, each with probability 1/2, as AugSeg draws a random number of them.
+    """
+    b, device = len(pixels), pixels.device
+    draw = lambda *shape: torch.rand(*shape, generator=generator).to(device)
+    padding = (pixels == 0).all(1, keepdim=True)
+    does = draw(4, b, 1, 1, 1) < 0.5
+    contrast, brightness = 0.5 + draw(b, 1, 1, 1), draw(b, 1, 1, 1) - 0.5
+    view = torch.where(does[0], pixels * contrast + brightness, pixels)
+    view = torch.where(does[1], view * (0.7 + 0.6 * draw(b, 3, 1, 1)) + 0.4 * (draw(b, 3, 1, 1) - 0.5), view)
+    view = torch.where(does[2], F.avg_pool2d(F.pad(view, (1, 1, 1, 1), mode="replicate"), 3, stride=1), view)
+    noise = torch.randn(pixels.shape, generator=generator).to(device)
+    view = torch.where(does[3], view + 0.2 * draw(b, 1, 1, 1) * noise, view)
+    return view.masked_fill(padding, 0.0)
+
+
+METHOD = AugSeg
