@@ -100,7 +100,10 @@ def _code(entry: dict, code: dict[str, str]) -> list[str]:
     """Whether the folder of code files is the one that was written."""
     (out,) = entry["outs"]
     files = [
-        {"md5": hashlib.md5(text.encode()).hexdigest(), "relpath": Path(path).relative_to(out["path"]).as_posix()}
+        {
+            "md5": hashlib.md5(text.encode()).hexdigest(),
+            "relpath": Path(path).relative_to(out["path"]).as_posix(),
+        }
         for path, text in code.items()
     ]
     return [] if listing_md5(files) == out["md5"] else ["the code has changed"]

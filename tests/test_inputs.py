@@ -71,7 +71,9 @@ def test_real_profiles_refuse_the_micro_world_wherever_it_lies(paper, tmp_path):
     for root in (ROOT / "sample", tmp_path / "copy"):
         assert is_micro_world(root)
         config = replace(paper, data=replace(paper.data, root=str(root)))
-        with pytest.raises(ConfigError, match="profile paper would run on the micro world in .*; put real data"):
+        with pytest.raises(
+            ConfigError, match="profile paper would run on the micro world in .*; put real data"
+        ):
             check_inputs(config)
     assert not is_micro_world(tmp_path)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from pipeline import ParamsDependency, read_stages, stale
 
-from sumlib.base.paths import NOTEBOOKS, PARAMS, ROOT
+from sumlib.base.paths import PARAMS, ROOT
 from sumlib.config.params import SECTIONS, load_config
 from sumlib.pipeline.cells import notebook_path
 from sumlib.pipeline.code import BY_METHOD, code_files, code_of
@@ -82,9 +82,7 @@ def test_every_run_is_trained_and_evaluated(stages):
     runs = load_config("micro").runs
     for prefix, names in {
         "finetune@": {name for name, run in runs.items() if run.unlabeled},
-        "finetune_human@": {
-            name for name, run in runs.items() if run.budget != "none" and not run.unlabeled
-        },
+        "finetune_human@": {name for name, run in runs.items() if run.budget != "none" and not run.unlabeled},
         "evaluate@": {name for name, run in runs.items() if run.budget != "none"},
         "evaluate_baseline@": {name for name, run in runs.items() if run.budget == "none"},
     }.items():
@@ -198,7 +196,9 @@ def test_stages_name_the_parameters_that_their_notebooks_read(stages):
             f"{name} reads config.{', config.'.join(sorted(read - keys))}: name it in dvc.yaml, params"
         )
         if attributes & {"run", "runs"}:
-            assert keys & {"runs", "baselines", "human_only", "with_labels"}, f"{name} reads config.runs: name it in dvc.yaml, params"
+            assert keys & {"runs", "baselines", "human_only", "with_labels"}, (
+                f"{name} reads config.runs: name it in dvc.yaml, params"
+            )
 
 
 def test_results_belong_to_the_code_in_git(code):
@@ -323,7 +323,9 @@ def test_a_code_file_stands_for_the_code(pipeline, tmp_path):
     root = shutil.copytree(pipeline, tmp_path / "copy", symlinks=True)
     assert stale(root, {"code.py": "print()"}) == []
     reasons = stale(root, {"code.py": "int()"})
-    assert [reason.split(" is ")[0] for reason in reasons] == [f"fit@{k}: input code.py" for k in ("one", "two")]
+    assert [reason.split(" is ")[0] for reason in reasons] == [
+        f"fit@{k}: input code.py" for k in ("one", "two")
+    ]
 
 
 def test_what_is_the_users_stays(pipeline, tmp_path):
