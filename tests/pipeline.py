@@ -48,8 +48,13 @@ def read_stages(root: Path) -> dict[str, PipelineStage]:
     return {stage.name: stage for stage in stages if isinstance(stage, PipelineStage)}
 
 
-def stale(root: Path) -> list[str]:
-    """One line for each reason why dvc.lock does not belong to the working tree; empty if it does."""
+def stale(root: Path, code: dict[str, str] | None = None) -> list[str]:
+    """One line for each reason why dvc.lock does not belong to the working tree; empty if it does.
+
+    `code` are the code files that stage `code` would write, path relative to `root` -> text: they are looked at
+    in place of that stage's inputs, which change with every word.
+    """
+    code = code or {}
     lock, stages = read_lock(root), read_stages(root)
     ignored = [
         line for line in (root / ".dvcignore").read_text().splitlines() if line and not line.startswith("#")
@@ -58,7 +63,11 @@ def stale(root: Path) -> list[str]:
     reasons += [f"{name} has never been run" for name in stages.keys() - lock.keys()]
     made = {out["path"]: out["md5"] for entry in lock.values() for out in entry.get("outs", [])}
     for name in sorted(lock.keys() & stages.keys()):
-        problems = [*_definition(stages[name], lock[name]), *_inputs(root, lock[name], made, ignored)]
+        problems = _definition(stages[name], lock[name])
+        if code and name == "code":
+            problems += _code(lock[name], code)
+        else:
+            problems += _inputs(root, lock[name], made, ignored, code)
         problems += _results(root, lock[name], stages[name], ignored)
         reasons += [f"{name}: {problem}" for problem in problems]
     return sorted(reasons) + _data(root, ignored)
@@ -87,7 +96,22 @@ def _definition(stage: PipelineStage, entry: dict) -> list[str]:
     return problems
 
 
-def _inputs(root: Path, entry: dict, made: dict[str, str], ignored: list[str]) -> list[str]:
+def _code(entry: dict, code: dict[str, str]) -> list[str]:
+    """Whether the folder of code files is the one that was written."""
+    (out,) = entry["outs"]
+    files = [
+        {
+            "md5": hashlib.md5(text.encode()).hexdigest(),
+            "relpath": Path(path).relative_to(out["path"]).as_posix(),
+        }
+        for path, text in code.items()
+    ]
+    return [] if listing_md5(files) == out["md5"] else ["the code has changed"]
+
+
+def _inputs(
+    root: Path, entry: dict, made: dict[str, str], ignored: list[str], code: dict[str, str]
+) -> list[str]:
     """Inputs that are not what the stage has read: files in git, the data, outputs of other stages."""
     problems = []
     for dep in entry.get("deps", []):
@@ -97,7 +121,9 @@ def _inputs(root: Path, entry: dict, made: dict[str, str], ignored: list[str]) -
             for out in made
             if path in Path(out).parents
         ]
-        if dep["path"] in made:
+        if dep["path"] in code:
+            now = hashlib.md5(code[dep["path"]].encode()).hexdigest()
+        elif dep["path"] in made:
             now = made[dep["path"]]
         elif inside:  # a folder of outputs
             now = listing_md5(inside)

@@ -2,6 +2,7 @@
 
 import doctest
 import re
+import time
 
 import pytest
 
@@ -29,8 +30,8 @@ RUNS = [
     "sum-uniform-sampling-medium",
 ]
 HUMAN, SUM = (
-    "human-small: {model: Human-annotation-only, budget: small",
-    "sum-small: {model: SUM, budget: small",
+    "human-small: {<<: *human, budget: small",
+    "sum-small: {<<: *sum, budget: small",
 )
 SEEDED = ["human", "vanilla", "mask-refinement", "sum-no-task-prompt", "sum"]
 
@@ -146,7 +147,7 @@ def test_unknown_run_names_the_nearest():
             "unknown key finetune.micro.warmpu; the nearest known one is warmup",
         ),
         ("\nfinetune:\n", "\nfinetun:\n", "unknown key finetun; the nearest known one is finetune"),
-        ("    iou_weight: 1.0\n", "", "missing key finetune.smoke.iou_weight"),
+        ("    iou_weight: 1.0\n", "", "missing key refine.smoke.iou_weight"),
         ("lr: 1.0e-5\n", "lr: -1.0e-5\n", "finetune.paper.lr is -1e-05; allowed: above 0"),
         (
             "lr: 1.0e-5\n",
@@ -193,74 +194,108 @@ def test_unknown_run_names_the_nearest():
             "huge: 2.0}",
             "unknown key data.smoke.human_to_unlabeled.huge; the nearest known one is",
         ),
+        ("profile: micro", "profile: mikro", "profile is 'mikro'; the nearest are: micro"),
+        ("profile: micro", "profile: null", "profile is None; the nearest are: "),
+        (HUMAN, HUMAN + ", unlabeled: true", "human_only.human-small.pseudo_labels is ''; allowed with"),
+        (
+            SUM,
+            SUM + ", unlabeled: false, uncertainty_loss: false, uncertainty_sampling: false",
+            "with_labels.sum-small.unlabeled is false; put it under human_only",
+        ),
+        (
+            "runs: {<<",
+            "runs: {mine: {model: SUM, budget: small}, <<",
+            "runs must be what human_only and with_labels hold together; put entries there",
+        ),
+        (
+            "run: sum-medium,",
+            "run: sum-meduim,",
+            "labellers.sum.run is 'sum-meduim'; the nearest are: sum-medium",
+        ),
+        ("medium-sum: {<<", "mine: {<<", "with_labels.sum-round2-medium.pseudo_labels is 'medium-sum'"),
+        ("unlabeled: SA-1B", "unlabeled: SA-1", "data.paper.unlabeled is 'SA-1'; the nearest are: SA-1B"),
+        ("task: salient}", "task: salent}", "datasets.train.HQSeg-44K.task is 'salent'; allowed: one of"),
+        (
+            "  dev:\n",
+            "  dev:\n    COIFT: {folders: [a], layout: b, task: part}\n",
+            "datasets.test.COIFT stands under",
+        ),
+        (ITERATIONS, f"iterations: {10**8}\n", "finetune.micro.iterations is 100000000; allowed: at least 1"),
+        (
+            ITERATIONS,
+            f"iterations: {10**400}\n",
+            "finetune.micro.iterations is a number of 398 digits or more",
+        ),
+        ("lr: 1.0e-5\n", f"lr: {10**400}\n", "finetune.paper.lr is a number of 398 digits or more; allowed"),
+        ("lr: 1.0e-5\n", "lr: 1" + 5000 * "0" + "\n", "not valid YAML: Exceeds the limit"),
         (WARMUP, WARMUP + WARMUP, "not valid YAML: key 'warmup' stands twice"),
         ("profile: micro", "profile: [", "not valid YAML"),
         (
-            "sum-small: {model: SUM, budget: small",
-            "sum-small: {model: SUM, budget: none",
-            "runs.sum-small.budget is 'none'; allowed: none for a baseline",
+            SUM,
+            SUM.replace("small", "none").replace("sum-none", "sum-small"),
+            "with_labels.sum-small.budget is 'none'; allowed: none for a baseline",
         ),
-        ("\n  sum-small: {", "\n  sam: {", "runs.sam has the name of a baseline"),
+        ("\n  sum-small: {", "\n  sam: {", "with_labels.sam has the name of a baseline"),
         (
             HUMAN,
             HUMAN + ", uncertainty_loss: true",
-            "runs.human-small.uncertainty_loss is True; allowed: False while unlabeled is false",
+            "human_only.human-small.uncertainty_loss is True; allowed: False while unlabeled is false",
         ),
         (
             HUMAN,
             HUMAN + ", theta: 0.5",
-            "runs.human-small.theta is 0.5; allowed: None while unlabeled is false",
+            "human_only.human-small.theta is 0.5; allowed: None while unlabeled is false",
         ),
         (
             HUMAN,
             HUMAN + ", tuning: lorra",
-            "runs.human-small.tuning is 'lorra'; allowed: one of full, decoder, adapter, lora",
+            "human_only.human-small.tuning is 'lorra'; allowed: one of full, decoder, adapter, lora",
         ),
         (
-            f"{SUM}, pseudo_labels: small, unlabeled: true, uncertainty_loss: true",
-            f"{SUM}, pseudo_labels: small, method: augseg, consistency: mixed, unlabeled: true",
-            "runs.sum-small.uncertainty_sampling is True; allowed: False with method augseg alone, whose masks have no certainty",
+            SUM,
+            f"{SUM}, method: augseg, consistency: mixed, uncertainty_loss: false",
+            "with_labels.sum-small.uncertainty_sampling is True; allowed: False with method augseg alone, whose masks have no certainty",
         ),
         (
             SUM,
             SUM + ", consistency: mixed, method: hq_sam",
-            "runs.sum-small.consistency is 'mixed'; allowed: 'none' without method: augseg",
+            "with_labels.sum-small.consistency is 'mixed'; allowed: 'none' without method: augseg",
         ),
         (
             SUM + ", pseudo_labels: small",
             SUM + ", pseudo_labels: small, method: u2p",
-            "runs.sum-small.method is 'u2p'; the nearest are: u2pl",
+            "with_labels.sum-small.method is 'u2p'; the nearest are: u2pl",
         ),
         (
             SUM + ", pseudo_labels: small",
             SUM + ", pseudo_labels: small, method: u2pl",
-            "runs.sum-small.contrast is 0.0; allowed with method u2pl: above 0",
+            "with_labels.sum-small.contrast is 0.0; allowed with method u2pl: above 0",
         ),
         (
             SUM + ", pseudo_labels: small",
             SUM + ", pseudo_labels: small, uncertainty: two-decoders",
-            "runs.sum-small.uncertainty is 'two-decoders'; allowed without method: discrepancy: refinement",
+            "with_labels.sum-small.uncertainty is 'two-decoders'; allowed without method: discrepancy: refinement",
         ),
         (
             SUM,
             SUM + ", method: augseg, consistency: box, uncertainty: discrepancy",
-            "runs.sum-small.uncertainty is 'discrepancy'; allowed: 'refinement' with method augseg",
+            "with_labels.sum-small.uncertainty is 'discrepancy'; allowed: 'refinement' with method augseg",
         ),
         (
             f"{SUM}, pseudo_labels: small",
             f"{SUM}, pseudo_labels: medium",
-            "runs.sum-small.pseudo_labels is 'medium'; allowed with budget small: one of small, small-vit_l",
+            "with_labels.sum-small.pseudo_labels is 'medium'; allowed with budget small: one of small",
         ),
         (
             SUM,
             SUM + ", backbone: vit_x",
-            "runs.sum-small.backbone is 'vit_x'; allowed: one of vit_h, vit_l, vit_b",
+            "with_labels.sum-small.backbone is 'vit_x'; allowed: one of vit_h, vit_l, vit_b",
         ),
-        ("    vit_b: {type: micro_b", "    vit_b: {type: micro_c", "backbones.smoke.vit_b.type is 'micro_c'"),
+        ("type: micro_b", "type: micro_c", "backbones.smoke.vit_b.type is 'micro_c'"),
         (
             SUM,
             SUM + ", uncertainty: entropy",
-            "runs.sum-small.uncertainty is 'entropy'; allowed: one of refinement, confidence, discrepancy",
+            "with_labels.sum-small.uncertainty is 'entropy'; allowed: one of refinement, confidence, discrepancy",
         ),
     ],
 )
@@ -269,9 +304,40 @@ def test_bad_parameters_are_refused(tmp_path, old, new, message):
 
 
 def test_unknown_profile_and_missing_file(tmp_path):
-    with pytest.raises(ConfigError, match="no profile 'tiny' in section model; it has smoke, micro, paper"):
+    with pytest.raises(ConfigError, match="no profile 'tiny'; the nearest are: smoke, micro, paper"):
         load_config("tiny")
     with pytest.raises(
         FileNotFoundError, match="params.yaml not found; restore it with `git checkout params.yaml`"
     ):
         load_config(path=tmp_path / "params.yaml")
+
+
+LAUGHS = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"a{k}: &a{k} [{', '.join([f'*a{k - 1}'] * 10)}]\n" for k in range(1, 12)
+)
+MERGES = "m0: &m0 {k: 1}\n" + "".join(
+    f"m{k}: &m{k} {{<<: [{', '.join([f'*m{k - 1}'] * 10)}]}}\n" for k in range(1, 12)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (LAUGHS, "it has more than 30,000 values, aliases written out"),
+        (MERGES, "it has more than 30,000 values, aliases written out"),
+        ("a: &a [*a]\n", "it has more than 30,000 values, aliases written out"),
+        ("".join(f"k{k}: 1\n" for k in range(60_000)), "it has more than 30,000 values"),
+        ("".join(f"run-{k}: {{model: A, budget: small}}\n" for k in range(20_000)), "it has more than"),
+        ("text: " + 5_000_000 * "x", "it has 5,000,006 bytes; allowed: 1,000,000"),
+        ("[" * 5000 + "]" * 5000, "not valid YAML"),
+        ("", "the file must hold keys"),
+    ],
+    ids=["aliases", "merges", "itself", "keys", "runs", "text", "depth", "nothing"],
+)
+def test_texts_that_would_take_for_ever_are_refused_at_once(tmp_path, text, message):
+    path = tmp_path / "params.yaml"
+    path.write_text(text)
+    start = time.monotonic()
+    with pytest.raises(ConfigError, match=f"params.yaml: {message}"):
+        load_config("micro", path)
+    assert time.monotonic() - start < 15

@@ -9,15 +9,9 @@ import pytest
 
 from sumlib.base.paths import NOTEBOOKS, ROOT
 from sumlib.pipeline import notebook
-from sumlib.pipeline.notebook import (
-    NotebookError,
-    code_and_modules,
-    code_of,
-    modules_used,
-    normalise,
-    run,
-    write_code,
-)
+from sumlib.pipeline.cells import NotebookError
+from sumlib.pipeline.code import code_file, code_of, write_code
+from sumlib.pipeline.notebook import normalise, run, write_book
 
 CELLS = [
     ("markdown", "# Title", None),
@@ -157,56 +151,62 @@ def test_normalising_twice_changes_nothing(tmp_path):
 
 def test_a_code_file_changes_with_the_modules_that_are_used_and_with_no_other(tmp_path):
     (tmp_path / "sumlib").mkdir()
-    for name in ("used", "other"):
-        (tmp_path / "sumlib" / f"{name}.py").write_text("x = 1\n")
-    path = write_notebook(tmp_path, [("code", "from sumlib import used", None)])
-    before = code_and_modules(path, tmp_path)
-    assert (
-        before.startswith(code_of(path))
-        and before.splitlines()[-1].startswith("# sumlib/used.py ")
-        and "other" not in before
-    )
+    for name in ("__init__", "used", "other", "extra"):
+        (tmp_path / "sumlib" / f"{name}.py").write_text("" if name == "__init__" else "x = 1\n")
+    cells = code_of(write_notebook(tmp_path, [("code", "%matplotlib inline\nfrom sumlib import used", None)]))
+    before = code_file(cells, root=tmp_path)
+    lines = [line.split()[1] for line in before.splitlines()]
+    assert lines == ["cells", "%matplotlib", "sumlib.used"]
+    assert "# sumlib.extra " in code_file(cells, ("sumlib.extra",), tmp_path)
     (tmp_path / "sumlib" / "other.py").write_text("x = 2\n")
-    assert code_and_modules(path, tmp_path) == before
+    (tmp_path / "sumlib" / "used.py").write_text("x = 1  # one\n")
+    assert code_file(cells.replace("used", "used  # words"), root=tmp_path) == before
     (tmp_path / "sumlib" / "used.py").write_text("x = 2\n")
-    assert code_and_modules(path, tmp_path) != before
+    assert code_file(cells, root=tmp_path) != before
+    assert code_file(cells.replace("%matplotlib inline", ""), root=tmp_path) != before
 
 
-def test_every_notebook_gets_its_code_file(tmp_path):
-    written = write_code(output=tmp_path / "code")
-    assert [path.stem for path in written] == sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb")) and len(
-        written
-    ) > 10
-    text = (tmp_path / "code" / "finetune.py").read_text()
-    assert (
-        "# sumlib/finetune.py " in text
-        and "# sumlib/losses.py " in text
-        and "# sumlib/report/results.py" not in text
-        and "# sumlib/pipeline/notebook.py" not in text
-    )
+def test_every_notebook_gets_its_code_files(tmp_path):
+    written = write_code(output=tmp_path)
+    names = {path.relative_to(tmp_path).as_posix() for path in written}
+    notebooks = {path.stem for path in NOTEBOOKS.glob("*.ipynb")}
+    assert {name.split("/")[0].removesuffix(".py") for name in names} == notebooks and len(names) > 15
+    text = (tmp_path / "finetune" / "u2pl.py").read_text()
+    for used in ("finetune", "losses", "methods.u2pl"):
+        assert f"# sumlib.{used} " in text
+    for unused in ("report.results", "pipeline.notebook", "methods.augseg", "methods.hq_sam"):
+        assert f"# sumlib.{unused} " not in text
+    assert "# sumlib.methods.u2pl " not in (tmp_path / "evaluate" / "u2pl.py").read_text()
+    assert "# sumlib.methods.hq_sam " in (tmp_path / "evaluate" / "hq_sam.py").read_text()
 
 
-def test_modules_used_follows_real_imports(tmp_path):
-    package = tmp_path / "sumlib"
-    (package / "sub").mkdir(parents=True)
-    files = {
-        "__init__.py": '"""Docstring only."""\n__version__ = "1"\n',
-        "a.py": "from . import b\nimport torch\n",
-        "b.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import sumlib.unused\n",
-        "unused.py": "",
-        "lazy.py": "def f():\n    from sumlib.sub.c import thing\n",
-        "sub/__init__.py": "from sumlib.sub.d import thing\n",
-        "sub/c.py": "from .d import thing\n",
-        "sub/d.py": "thing = 1\n",
-    }
-    for name, text in files.items():
-        (package / name).write_text(text)
-    used = modules_used("%matplotlib inline\nimport sumlib.a as a\nfrom sumlib import lazy\n", tmp_path)
-    assert [path.as_posix().removeprefix("sumlib/") for path in used] == [
-        "a.py",
-        "b.py",
-        "lazy.py",
-        "sub/__init__.py",
-        "sub/c.py",
-        "sub/d.py",
+def test_a_resumed_training_leaves_the_same_notebook(tmp_path):
+    def executed(*lines: str) -> str:
+        path = write_notebook(tmp_path, [("code", "train()", None)])
+        notebook = json.loads(path.read_text())
+        notebook["cells"][0]["outputs"] = [
+            {"output_type": "stream", "name": "stdout", "text": [line]} for line in lines
+        ]
+        return json.dumps(notebook)
+
+    whole = normalise(executed("65 iterations\n"))
+    assert "65 iterations" in whole
+    assert normalise(executed("sum-small.pt: resuming after step 20\n", "65 iterations\n")) == whole
+    only = normalise(executed("a.pt: a checkpoint of another configuration or data; starting anew\n"))
+    assert only == normalise(executed())
+
+
+def test_a_book_holds_one_notebook_of_a_kind(tmp_path):
+    executed, book = tmp_path / "executed", tmp_path / "book"
+    executed.mkdir()
+    for name in ("tables", "refine@small", "refine@medium"):
+        (executed / f"{name}.ipynb").write_text(name)
+    paths = write_book(["tables", "refine@medium"], book, executed)
+    assert [(path.name, path.read_text()) for path in paths] == [
+        ("tables.ipynb", "tables"),
+        ("refine.ipynb", "refine@medium"),
     ]
+    with pytest.raises(NotebookError, match="claims.ipynb is missing: run `dvc repro claims`"):
+        write_book(["claims"], book, executed)
+    with pytest.raises(NotebookError, match="two notebooks would be written to refine.ipynb"):
+        write_book(["refine@small", "refine@medium"], book, executed)

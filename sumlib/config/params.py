@@ -6,6 +6,7 @@ models: `runs` (fine-tuned) and `baselines` (evaluated only). The profile is, in
 """
 
 import difflib
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -15,8 +16,9 @@ from typing import Annotated, Any, get_type_hints
 import yaml
 
 from sumlib.base.paths import PARAMS, ROOT
-from sumlib.config.runs import Budget, RunConfig, read_runs
+from sumlib.config.runs import Backbone, Budget, RunConfig, label_name, nearest, read_runs
 from sumlib.config.schema import (
+    MOST,
     ConfigError,
     Count,
     Fraction,
@@ -26,6 +28,8 @@ from sumlib.config.schema import (
     Range,
     Reader,
     Seed,
+    Whole,
+    shown,
 )
 
 
@@ -36,7 +40,8 @@ class ModelConfig:
     type: Annotated[str, OneOf(("micro", "micro_l", "micro_b", "vit_b", "vit_l", "vit_h"))]
     """Architecture, a name that `sumlib.model.checkpoint.load_sam` knows."""
     checkpoint: str
-    """Weights, .safetensors or .pth; relative to the data root, or absolute."""
+    """Weights, .safetensors or .pth; relative to the repository, or absolute. Keep your own in models/: DVC owns data/
+    and deletes what it does not know there."""
     sha256: str | None
     """Expected SHA-256 of the checkpoint in hex; null: not checked."""
 
@@ -56,7 +61,8 @@ class DataConfig:
     """Where the data sets are and which of them train what."""
 
     root: str
-    """Folder of the data sets; relative to the repository, or absolute."""
+    """Folder of the data sets; relative to the repository, or absolute. Keep your own in datasets/ or outside: DVC
+    owns data/ and deletes what it does not know there."""
     unlabeled: str
     """Data set whose images get pseudo-labels (METHOD.md section 2)."""
     human: dict[Budget, tuple[str, ...]]
@@ -112,6 +118,44 @@ class RefineConfig:
     """Share of the human images kept out of training, to measure the refiner."""
     seed: Seed
     """Seed of the generators."""
+    focal_weight: NonNegative
+    """Weight of the focal loss (METHOD.md section 4)."""
+    dice_weight: NonNegative
+    """Weight of the dice loss."""
+    iou_weight: NonNegative
+    """Weight of the squared error of the predicted IoU."""
+    warmup: Fraction
+    """Share of the steps that warm up."""
+    clip: Positive
+    """Largest gradient norm."""
+    checks: Count
+    """Times that the held-out masks are refined in a training, besides the start."""
+    held_out: Count
+    """Masks at most that are refined then."""
+
+
+@dataclass(frozen=True)
+class VariantsConfig:
+    """The other ways to build and train the refinement module; the rest is as in `RefineConfig`."""
+
+    iterations: Count
+    """Optimiser steps of every variant, the method's own module among them."""
+    mae_iterations: Count
+    """Optimiser steps of the masked autoencoder that pre-trains an image encoder."""
+    mae_images: Count
+    """Images in one of its steps."""
+    mae_hidden: Fraction
+    """Share of the blocks that are blank in them."""
+    mae_lr: Positive
+    """Its peak learning rate."""
+    mae_weight_decay: NonNegative
+    """Its weight decay."""
+    mae_warmup: Fraction
+    """Share of its steps that warm up."""
+    mae_clip: Positive
+    """Its largest gradient norm."""
+    adapter_width: Count
+    """Inner width of the adapters in the image encoder."""
 
 
 @dataclass(frozen=True)
@@ -135,12 +179,34 @@ class PseudoLabelConfig:
 
 
 @dataclass(frozen=True)
+class QualityConfig:
+    """What counts as a good pseudo-label in the study of their quality."""
+
+    covered: Fraction
+    """Least IoU with the true mask: the object is covered."""
+    sharp: Fraction
+    """Least boundary IoU with the true mask: the outline is sharp."""
+
+
+@dataclass(frozen=True)
+class U2plConfig:
+    """U2PL's contrastive term (runs with `method: u2pl`)."""
+
+    anchors: Count
+    """Certain foreground cells drawn from each mask."""
+    negatives: Count
+    """Background cells drawn from each mask."""
+    temperature: Positive
+    """By which similarities are divided."""
+
+
+@dataclass(frozen=True)
 class FinetuneConfig:
     """Interactive fine-tuning, the same for every run (METHOD.md sections 4 and 5)."""
 
     iterations: Count
     """Optimiser steps."""
-    images: Annotated[int, Range(2)]
+    images: Annotated[int, Range(2, MOST)]
     """Images in a step, human and unlabeled together; `Config.images_per_iteration` splits them."""
     prompts_per_image: Count
     """Masks drawn from an image, on average: a step has `images` x `prompts_per_image` prompts, whatever the run."""
@@ -158,7 +224,7 @@ class FinetuneConfig:
     """Peak learning rate of the task prompt."""
     weight_decay: NonNegative
     """Weight decay of AdamW."""
-    warmup: Annotated[int, Range(0)]
+    warmup: Whole
     """Steps of linear warm-up."""
     clip: NonNegative
     """Largest gradient norm; 0: no clipping."""
@@ -184,6 +250,8 @@ class FinetuneConfig:
     """Peak learning rate of adapters and low-rank updates."""
     ema: Annotated[float, Range(0, 1)]
     """Momentum of the teacher's weights (runs with a teacher)."""
+    u2pl: U2plConfig
+    """U2PL's own settings."""
 
 
 @dataclass(frozen=True)
@@ -205,6 +273,30 @@ class EvaluateConfig:
 
 
 @dataclass(frozen=True)
+class LabellerConfig:
+    """Who makes pseudo-labels: the foundation model, one with another image encoder, or a fine-tuned run."""
+
+    labeller: str
+    """Its name, the key of the entry."""
+    masks: str
+    """Stem of the file of its masks, `artifacts/pseudo_label/<masks>.parquet`."""
+    model: str
+    """File or folder of its model, for DVC: the stages that use it wait for that."""
+    backbone: Backbone = "vit_h"
+    """Which foundation model it is, if it is no run."""
+    run: str = ""
+    """Run whose model it is; empty: the foundation model."""
+
+
+@dataclass(frozen=True)
+class RefinerConfig(LabellerConfig):
+    """A refinement module: whose masks it sharpens, and the human masks that train it."""
+
+    budget: Budget = "medium"
+    """Human annotations that train it."""
+
+
+@dataclass(frozen=True)
 class Config:
     """All parameters of one profile."""
 
@@ -213,13 +305,19 @@ class Config:
     backbones: BackbonesConfig
     data: DataConfig
     refine: RefineConfig
+    variants: VariantsConfig
     pseudo_label: PseudoLabelConfig
+    quality: QualityConfig
     finetune: FinetuneConfig
     evaluate: EvaluateConfig
     runs: dict[str, RunConfig]
     """Every model by name: the baselines, then the fine-tuned runs."""
     datasets: dict[str, DatasetConfig]
     """Every data set by name, those of all roles, in the order of the file."""
+    labellers: dict[str, LabellerConfig]
+    """Who makes pseudo-labels, by name."""
+    refiners: dict[str, RefinerConfig]
+    """The refinement modules by name, which is also that of the pseudo-labels with their maps."""
 
     @property
     def data_root(self) -> Path:
@@ -229,7 +327,7 @@ class Config:
     @property
     def checkpoint(self) -> Path:
         """Absolute path of the foundation checkpoint."""
-        return self.data_root / self.model.checkpoint
+        return ROOT / self.model.checkpoint
 
     def run(self, name: str) -> RunConfig:
         """The run `name`; ConfigError with the nearest names if there is none."""
@@ -268,30 +366,98 @@ class Config:
         ]
 
 
-SECTIONS = {
-    name: hint for name, hint in get_type_hints(Config).items() if name not in ("profile", "runs", "datasets")
-}
+OTHERS = ("profile", "runs", "datasets", "labellers", "refiners")
+SECTIONS = {name: hint for name, hint in get_type_hints(Config).items() if name not in OTHERS}
+"""The sections that hold an entry for each profile, and their dataclasses."""
+RUN_SECTIONS = ("human_only", "with_labels")
+"""The sections that `runs` merges."""
+LARGEST_FILE, LARGEST_TREE = 1_000_000, 30_000
+"""Bytes of a parameter file, and values in it with every alias written out, at most."""
 
 
 def load_config(profile: str | None = None, path: Path = PARAMS) -> Config:
     """Read and check `path`. Raises ConfigError, or FileNotFoundError if the file is missing."""
     reader, params = _read(path)
-    chosen = profile or os.environ.get("SUM_PROFILE") or params["profile"]
-    sections = {name: _section(reader, kind, params[name], name, chosen) for name, kind in SECTIONS.items()}
-    baselines, runs = (read_runs(reader, params[name], name) for name in ("baselines", "runs"))
-    if (settings := sections["finetune"]).images % settings.shares:
-        reader.fail(
-            f"finetune.{chosen}.shares is {settings.shares}, which does not divide images, {settings.images}"
-        )
+    profile = _profile(reader, params, profile)
+    sections = {name: _section(reader, kind, params[name], name, profile) for name, kind in SECTIONS.items()}
+    _check_finetune(reader, sections["finetune"], f"finetune.{profile}")
+    refiners = _entries(reader, RefinerConfig, params["refiners"], "refiners")
+    config = Config(
+        profile=profile,
+        runs=_runs(reader, params, {name: refiner.budget for name, refiner in refiners.items()}),
+        datasets=_datasets(reader, params["datasets"]),
+        labellers=_entries(reader, LabellerConfig, params["labellers"], "labellers"),
+        refiners=refiners,
+        **sections,
+    )
+    _check_names(reader, config)
+    return config
+
+
+def _profile(reader: Reader, params: Mapping[str, Any], profile: str | None) -> str:
+    """The profile that is asked for; it, and the one that the file names, must be known."""
+    if not isinstance(params["model"], Mapping):
+        reader.fail(f"model must hold an entry for each profile, not {shown(params['model'])}")
+    known = [str(key) for key in params["model"] if not _is_base(key)]
+    asked = {"profile": params["profile"], "SUM_PROFILE": os.environ.get("SUM_PROFILE"), "": profile}
+    for source, name in asked.items():
+        if (name or source == "profile") and name not in known:
+            said = f"{source} is {shown(name)}" if source else f"no profile {shown(name)}"
+            reader.fail(f"{said}; the nearest are: {nearest(str(name), known)}")
+    return profile or asked["SUM_PROFILE"] or params["profile"]
+
+
+def _check_finetune(reader: Reader, settings: FinetuneConfig, where: str) -> None:
+    if settings.images % settings.shares:
+        reader.fail(f"{where}.shares is {settings.shares}, which does not divide images, {settings.images}")
     if settings.human_prompts > settings.prompts_per_image:
         reader.fail(
-            f"finetune.{chosen}.human_prompts is {settings.human_prompts}; "
+            f"{where}.human_prompts is {settings.human_prompts}; "
             f"allowed: at most prompts_per_image, {settings.prompts_per_image}"
         )
-    if both := baselines.keys() & runs.keys():
-        reader.fail(f"runs.{min(both)} has the name of a baseline; give it another")
-    datasets = _datasets(reader, params["datasets"])
-    return Config(profile=chosen, runs=baselines | runs, datasets=datasets, **sections)
+
+
+def _runs(reader: Reader, params: Mapping[str, Any], budget_of: Mapping[str, str]) -> dict[str, RunConfig]:
+    """The baselines, then all runs; section `runs` must be what `RUN_SECTIONS` hold together."""
+    runs = read_runs(reader, params["baselines"], "baselines")
+    for section in RUN_SECTIONS:
+        for name, run in read_runs(reader, params[section], section, budget_of).items():
+            if name in runs:
+                other = "a baseline" if runs[name].budget == "none" else "another run"
+                reader.fail(f"{section}.{name} has the name of {other}; give it another")
+            runs[name] = run
+    together = {name: entry for section in RUN_SECTIONS for name, entry in params[section].items()}
+    if params["runs"] != together:
+        reader.fail(f"runs must be what {' and '.join(RUN_SECTIONS)} hold together; put entries there")
+    return runs
+
+
+def _check_names(reader: Reader, config: Config) -> None:
+    """Names that the file uses in one section must stand in another."""
+
+    def known(name: str, names: Mapping, where: str) -> None:
+        if name not in names:
+            reader.fail(f"{where} is {shown(name)}; the nearest are: {nearest(name, list(names))}")
+
+    for name, labeller in config.labellers.items():
+        known(labeller.labeller, {name: labeller}, f"labellers.{name}.labeller")
+        if labeller.run:
+            known(labeller.run, config.runs, f"labellers.{name}.run")
+    for name, refiner in config.refiners.items():
+        known(refiner.labeller, config.labellers, f"refiners.{name}.labeller")
+        if name != (right := label_name(refiner.budget, refiner.labeller)):
+            reader.fail(f"refiners.{name} must be called {right}, by its budget and labeller")
+    known(config.data.unlabeled, config.datasets, f"data.{config.profile}.unlabeled")
+    for budget, names in config.data.human.items():
+        for name in names:
+            known(name, config.datasets, f"data.{config.profile}.human.{budget}")
+
+
+def _entries(reader: Reader, kind: type, entries: Any, where: str) -> dict[str, Any]:
+    """A dataclass for each key of a section."""
+    if not isinstance(entries, Mapping):
+        reader.fail(f"{where} must hold an entry for each key, not {shown(entries)}")
+    return {name: reader.record(kind, entry, f"{where}.{name}") for name, entry in entries.items()}
 
 
 def load_datasets(path: Path = PARAMS) -> dict[str, DatasetConfig]:
@@ -301,16 +467,54 @@ def load_datasets(path: Path = PARAMS) -> dict[str, DatasetConfig]:
 
 
 def _read(path: Path) -> tuple[Reader, dict[str, Any]]:
-    """A reader for `path` and its sections as plain values."""
+    """A reader for `path` and its sections as plain values, without those that only hold anchors."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path} not found; restore it with `git checkout {path.name}`")
-    try:
-        params = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path.name}: not valid YAML: {' '.join(str(error).split())}") from None
     reader = Reader(path.name)
-    return reader, reader.mapping(params, "", ("profile", *SECTIONS, "datasets", "baselines", "runs"))
+    if path.stat().st_size > LARGEST_FILE:
+        reader.fail(f"it has {path.stat().st_size:,} bytes; allowed: {LARGEST_FILE:,}; restore it with git")
+    try:
+        params = _parse(reader, path.read_text(encoding="utf-8"))
+    except ConfigError:
+        raise
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{path.name}: not valid YAML: {' '.join(str(error).split())}") from None
+    if isinstance(params, Mapping):
+        params = {key: value for key, value in params.items() if not _is_base(key)}
+    sections = ("profile", *SECTIONS, *OTHERS[1:], *RUN_SECTIONS, "baselines")
+    return reader, reader.mapping(params, "", sections)
+
+
+def _parse(reader: Reader, text: str) -> Any:
+    """The values of a YAML text that is no larger, with its aliases written out, than `LARGEST_TREE`."""
+    loader = _UniqueKeyLoader(text)
+    try:
+        if (node := loader.get_single_node()) is None:
+            return None
+        if _size(node, {}) > LARGEST_TREE:
+            raise _TooLargeError
+        return loader.construct_document(node)
+    except _TooLargeError:
+        reader.fail(f"it has more than {LARGEST_TREE:,} values, aliases written out; restore it with git")
+    finally:
+        loader.dispose()
+
+
+def _size(node: yaml.Node, known: dict[int, float]) -> float:
+    """Number of nodes of a YAML tree with every alias written out; infinite where it holds itself."""
+    if id(node) not in known:
+        known[id(node)] = math.inf  # until all below it is counted
+        below = node.value if isinstance(node, yaml.CollectionNode) else []
+        if isinstance(node, yaml.MappingNode):
+            below = [part for pair in node.value for part in pair]
+        known[id(node)] = 1 + sum(_size(part, known) for part in below)
+    return known[id(node)]
+
+
+def _is_base(key: Any) -> bool:
+    """Whether a key holds nothing but what others merge."""
+    return isinstance(key, str) and key.startswith("_")
 
 
 def _datasets(reader: Reader, section: Any) -> dict[str, DatasetConfig]:
@@ -318,7 +522,7 @@ def _datasets(reader: Reader, section: Any) -> dict[str, DatasetConfig]:
     datasets: dict[str, DatasetConfig] = {}
     for role, entries in reader.mapping(section, "datasets", DATASET_ROLES).items():
         if not isinstance(entries, Mapping):
-            reader.fail(f"datasets.{role} must hold a data set for each key, not {entries!r}")
+            reader.fail(f"datasets.{role} must hold a data set for each key, not {shown(entries)}")
         for name, entry in entries.items():
             if name in datasets:
                 reader.fail(f"datasets.{role}.{name} stands under {datasets[name].role}, too; remove one")
@@ -326,23 +530,38 @@ def _datasets(reader: Reader, section: Any) -> dict[str, DatasetConfig]:
     return datasets
 
 
+class _TooLargeError(Exception):
+    """A YAML text with too many values."""
+
+
 class _UniqueKeyLoader(yaml.SafeLoader):
-    """SafeLoader that refuses a key given twice instead of silently taking the last value."""
+    """SafeLoader that refuses a key given twice instead of silently taking the last value, and too large texts."""
+
+    nodes = 0
+
+    def compose_node(self, parent, index):
+        self.nodes += 1
+        if self.nodes > LARGEST_TREE:
+            raise _TooLargeError
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node, deep=False):
-        keys = [key.value for key, _ in node.value]
+        seen = set()
         for key, _ in node.value:
-            if keys.count(key.value) > 1:
+            name = str(key.value)
+            if name in seen:
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"key {key.value!r} stands twice", key.start_mark
+                    None, None, f"key {shown(key.value)} stands twice", key.start_mark
                 )
+            seen.add(name)
         return super().construct_mapping(node, deep)
 
 
-def _section(reader: Reader, kind: type, profiles: Any, name: str, chosen: str):
-    """The dataclass `kind` of the chosen profile. The other profiles are checked as well."""
+def _section(reader: Reader, kind: type, profiles: Any, name: str, profile: str):
+    """The dataclass `kind` of the profile. The other profiles are checked as well."""
     if not isinstance(profiles, Mapping):
-        reader.fail(f"{name} must hold an entry for each profile, not {profiles!r}")
-    if chosen not in profiles:
-        reader.fail(f"no profile {chosen!r} in section {name}; it has {', '.join(map(str, profiles))}")
-    return {key: reader.record(kind, value, f"{name}.{key}") for key, value in profiles.items()}[chosen]
+        reader.fail(f"{name} must hold an entry for each profile, not {shown(profiles)}")
+    profiles = {key: value for key, value in profiles.items() if not _is_base(key)}
+    if profile not in profiles:
+        reader.fail(f"no profile {profile!r} in section {name}; it has {', '.join(map(str, profiles))}")
+    return {key: reader.record(kind, value, f"{name}.{key}") for key, value in profiles.items()}[profile]

@@ -163,8 +163,13 @@ def _check_method(reader: Reader, run: RunConfig, where: str) -> None:
         )
 
 
-def read_runs(reader: Reader, entries: Any, where: str) -> dict[str, RunConfig]:
-    """The runs of one section by name, each checked for combinations that mean nothing."""
+def read_runs(
+    reader: Reader, entries: Any, where: str, budget_of: Mapping[str, str] | None = None
+) -> dict[str, RunConfig]:
+    """The runs of one section by name, each checked for combinations that mean nothing.
+
+    `budget_of` holds the pseudo-labels that there are and the budget of each; None: none.
+    """
     if not isinstance(entries, Mapping):
         reader.fail(f"{where} must hold a run for each key, not {entries!r}")
     runs = {
@@ -177,11 +182,14 @@ def read_runs(reader: Reader, entries: Any, where: str) -> dict[str, RunConfig]:
                 f"{where}.{name}.budget is {run.budget!r}; allowed: none for a baseline, a budget for a run"
             )
         named = f"{where}.{name}"
-        known = [label_name(run.budget, labeller) for labeller in LABELLERS]
+        known = [labels for labels, budget in (budget_of or {}).items() if budget == run.budget]
         if run.unlabeled and run.pseudo_labels not in known:
             reader.fail(
                 f"{named}.pseudo_labels is {run.pseudo_labels!r}; allowed with budget {run.budget}: "
                 f"one of {', '.join(known)}"
             )
+        if where != "baselines" and run.unlabeled != (where == "with_labels"):
+            other = "with_labels" if run.unlabeled else "human_only"
+            reader.fail(f"{named}.unlabeled is {str(run.unlabeled).lower()}; put it under {other}")
         _check_method(reader, run, named)
     return runs

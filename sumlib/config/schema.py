@@ -34,8 +34,13 @@ class Range:
         return (value > self.low if self.above else value >= self.low) and value <= self.high
 
     def __str__(self) -> str:
-        upper = "" if math.isinf(self.high) else f" and at most {self.high:g}"
-        return f"{'above' if self.above else 'at least'} {self.low:g}{upper}"
+        upper = "" if math.isinf(self.high) else f" and at most {_plain(self.high)}"
+        return f"{'above' if self.above else 'at least'} {_plain(self.low)}{upper}"
+
+
+def _plain(number: float) -> str:
+    """An integer with all its digits, another number as short as it is exact."""
+    return str(int(number)) if float(number).is_integer() else f"{number:g}"
 
 
 class OneOf(tuple):
@@ -45,11 +50,22 @@ class OneOf(tuple):
         return "one of " + ", ".join(map(str, self))
 
 
-Count = Annotated[int, Range(1)]
+MOST = 10_000_000
+"""Largest number of steps, images and the like: beyond it is a slip of the finger."""
+Count = Annotated[int, Range(1, MOST)]
+Whole = Annotated[int, Range(0, MOST)]
 Seed = Annotated[int, Range(0, 2**31 - 1)]
 Fraction = Annotated[float, Range(0, 1)]
-Positive = Annotated[float, Range(0, above=True)]
-NonNegative = Annotated[float, Range(0)]
+Positive = Annotated[float, Range(0, MOST, above=True)]
+NonNegative = Annotated[float, Range(0, MOST)]
+
+
+def shown(value: Any) -> str:
+    """`value` as Python writes it, cut where it is long."""
+    if isinstance(value, int) and abs(value) > 10**30:
+        return f"a number of {value.bit_length() * 3 // 10} digits or more"
+    text = repr(value)
+    return text if len(text) <= 100 else text[:97] + "..."
 
 
 class Reader:
@@ -66,7 +82,7 @@ class Reader:
         where = where and where + "."
         if not isinstance(value, Mapping):
             self.fail(
-                f"{where.rstrip('.') or 'the file'} must hold keys ({', '.join(allowed)}), not {value!r}"
+                f"{where.rstrip('.') or 'the file'} must hold keys ({', '.join(allowed)}), not {shown(value)}"
             )
         for key in value:
             if key not in allowed:
@@ -93,7 +109,7 @@ class Reader:
         if origin is Annotated:
             value = self.value(args[0], value, where)
             if value not in args[1]:
-                self.fail(f"{where} is {value!r}; allowed: {args[1]}")
+                self.fail(f"{where} is {shown(value)}; allowed: {args[1]}")
             return value
         if origin in (Union, UnionType):  # X | None
             return (
@@ -103,24 +119,24 @@ class Reader:
             )
         if origin is tuple:
             if not isinstance(value, list) or not value or len(set(map(str, value))) < len(value):
-                self.fail(f"{where} is {value!r}; allowed: a list of different values, not empty")
+                self.fail(f"{where} is {shown(value)}; allowed: a list of different values, not empty")
             return tuple(self.value(args[0], item, f"{where}[{index}]") for index, item in enumerate(value))
         if origin is dict:
             value = self.mapping(value, where, get_args(args[0])[1])
             return {key: self.value(args[1], item, f"{where}.{key}") for key, item in value.items()}
         if hint is dict:  # any keys, all of them texts
             if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
-                self.fail(f"{where} is {value!r}; allowed: named values")
+                self.fail(f"{where} is {shown(value)}; allowed: named values")
             return dict(value)
         return self.record(hint, value, where) if is_dataclass(hint) else self.scalar(hint, value, where)
 
     def scalar(self, kind: type, value: Any, where: str) -> Any:
         """A bool, int, float or str of exactly that type; an integer is taken for a float, true for neither."""
-        if kind is float and type(value) is int:
+        if kind is float and type(value) is int and abs(value) <= 2**53:
             value = float(value)
         finite = kind is not float or type(value) is float and math.isfinite(value)
         if type(value) is kind and finite and value != "":
             return value
         hint = "; in YAML write 1.0e-4 for 1e-4" if kind is float and isinstance(value, str) else ""
         names = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
-        self.fail(f"{where} is {value!r}; allowed: {names[kind]}{hint}")
+        self.fail(f"{where} is {shown(value)}; allowed: {names[kind]}{hint}")

@@ -1,10 +1,10 @@
-"""What a stage of the pipeline depends on in place of its notebook: a file of hashes that words do not change.
+"""What a stage depends on in place of its notebook: a file of hashes that words do not change.
 
     python -m sumlib.pipeline.notebook code     writes artifacts/notebooks/code/
 
-The code file of a notebook holds a hash of its code cells and one of every module of sumlib that they use, all
-of them of syntax trees (`sumlib.base.code`): saving outputs, rewriting prose, a comment, a docstring or the
-layout of a module leaves it as it is. (Naming every module in every stage of dvc.yaml would do the same, with
+The code file of a notebook holds a hash of its code cells and one of every module of sumlib that they use, of
+their syntax trees (`sumlib.base.code`): saving outputs, rewriting prose, a comment, a docstring or the layout
+of a module leaves it as it is. (Naming every module in every stage of dvc.yaml would do the same, with
 a dvc.lock so long that DVC spends seconds a stage on it.)
 
 The notebooks of `BY_METHOD` run once for each model. They have a code file for each method, with the module
@@ -25,8 +25,6 @@ BY_METHOD = ("finetune", "evaluate")
 """Notebooks with a code file for each method."""
 PLAIN = "sum"
 """The method of runs that need no module of `sumlib.methods`."""
-HELPERS = ("registry", "teacher", "refiner_variants")
-"""Modules of `sumlib.methods` that are no method."""
 
 
 def code_files(folder: Path = NOTEBOOKS, root: Path = ROOT) -> dict[str, str]:
@@ -73,22 +71,22 @@ def without_magics(cells: str) -> str:
 
 
 def methods(root: Path = ROOT) -> list[str]:
-    """Names of the methods in sumlib/methods, sorted."""
-    paths = (root / PACKAGE / "methods").glob("*.py")
-    return sorted(path.stem for path in paths if path.stem not in ("__init__", *HELPERS))
+    """Names of the methods in sumlib/methods, sorted: the files that say which class is theirs, METHOD."""
+    names = sorted(path.stem for path in (root / PACKAGE / "methods").glob("*.py"))
+    return [name for name in names if names_class(f"{METHODS}.{name}", "METHOD", root)]
 
 
 def method_modules(notebook: str, method: str, root: Path = ROOT) -> tuple[str, ...]:
     """The module of a method, where the notebook runs it: evaluation needs that of an architecture only."""
     name = f"{METHODS}.{method}"
-    return (name,) if notebook == "finetune" or defines_architecture(name, root) else ()
+    return (name,) if notebook == "finetune" or names_class(name, "ARCHITECTURE", root) else ()
 
 
-def defines_architecture(name: str, root: Path = ROOT) -> bool:
-    """Whether a module holds a kind of `Sum` of its own, which its checkpoints are opened with."""
-    tree = ast.parse(module_file(name, root).read_text(encoding="utf-8"))
-    classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
-    return any(ast.unparse(base) == "Sum" for node in classes for base in node.bases)
+def names_class(module: str, variable: str, root: Path = ROOT) -> bool:
+    """Whether a module holds a line ``variable = SomeClass``."""
+    tree = ast.parse(module_file(module, root).read_text(encoding="utf-8"))
+    lines = [node for node in tree.body if isinstance(node, ast.Assign) and isinstance(node.value, ast.Name)]
+    return any(ast.unparse(line.targets[0]) == variable for line in lines)
 
 
 def write_code(folder: Path = NOTEBOOKS, output: Path = CODE, root: Path = ROOT) -> list[Path]:

@@ -2,6 +2,7 @@
 
     python -m sumlib.pipeline.notebook code                 writes artifacts/notebooks/code/ (sumlib.pipeline.code)
     python -m sumlib.pipeline.notebook run NAME [-p KEY VALUE ...] --output PATH     writes the executed notebook
+    python -m sumlib.pipeline.notebook book NAME ... --output FOLDER     copies executed notebooks for readers
     python -m sumlib.pipeline.notebook check                lists data and checkpoints that the profile lacks
 
 Executed notebooks are normalised, so that identical runs give identical files.
@@ -14,12 +15,16 @@ import json
 import os
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from sumlib.base.files import write_text
-from sumlib.base.paths import NOTEBOOKS, PARAMS, ROOT
+from sumlib.base.paths import ARTIFACTS, NOTEBOOKS, PARAMS, ROOT
+from sumlib.config.params import load_config
+from sumlib.config.schema import ConfigError
 from sumlib.pipeline.cells import NotebookError, notebook_path, read_cells
 from sumlib.pipeline.code import write_code
+from sumlib.pipeline.inputs import check_inputs
 
 KERNEL_ENV = {
     "TQDM_DISABLE": "1",  # progress bars would make every executed notebook different
@@ -31,6 +36,7 @@ KERNEL_ENV = {
 NOISE = (  # what differs between two runs of the same code, in text outputs
     (re.compile(r"\S*/ipykernel_\d+/\d+\.py"), "<cell>"),
     (re.compile(r"\b0x[0-9a-f]{6,}\b"), "0x0"),
+    (re.compile(r"^.*\b(resuming after|starting anew)\b.*\n?", re.MULTILINE), ""),  # said after a kill
 )
 
 
@@ -48,6 +54,8 @@ def run(name: str, parameters: dict, output: Path, folder: Path = NOTEBOOKS) -> 
     source = notebook_path(name, folder)
     _check_parameters(source, parameters)
     _check_profile()
+    if folder == NOTEBOOKS:
+        check(name, parameters.get("profile"))
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = output.with_name(output.stem + ".partial.ipynb")
     for key, value in KERNEL_ENV.items():
@@ -75,6 +83,31 @@ def run(name: str, parameters: dict, output: Path, folder: Path = NOTEBOOKS) -> 
     partial.unlink()
 
 
+def check(name: str = "", profile: str | None = None) -> None:
+    """NotebookError with one message if the profile lacks data or checkpoints that the notebook reads ("": any)."""
+    try:
+        check_inputs(load_config(profile), name)
+    except (ConfigError, FileNotFoundError) as error:
+        raise NotebookError(str(error)) from None
+
+
+def write_book(names: Sequence[str], output: Path, executed: Path = ARTIFACTS / "notebooks") -> list[Path]:
+    """Copy the executed notebooks of the stages into the folder `output`, as `<notebook>.ipynb`; the paths.
+
+    What stands after @ in a name is dropped, so only one of a kind can be copied. NotebookError if one is missing.
+    """
+    paths = []
+    for name in names:
+        source, path = executed / f"{name}.ipynb", output / f"{name.split('@')[0]}.ipynb"
+        if not source.is_file():
+            raise NotebookError(f"{_shown(source)} is missing: run `dvc repro {name}`")
+        if path in paths:
+            raise NotebookError(f"two notebooks would be written to {path.name}; name one of a kind")
+        write_text(path, source.read_text(encoding="utf-8"))
+        paths.append(path)
+    return paths
+
+
 def normalise(text: str) -> str:
     """An executed notebook without what differs from run to run or from machine to machine."""
     notebook = json.loads(text)
@@ -83,7 +116,8 @@ def normalise(text: str) -> str:
         tags = cell.get("metadata", {}).get("tags")
         cell["metadata"] = {"tags": tags} if tags else {}
         if cell["cell_type"] == "code":
-            cell["outputs"] = [_clean(output) for output in _merge_streams(cell["outputs"])]
+            outputs = [_clean(output) for output in _merge_streams(cell["outputs"])]
+            cell["outputs"] = [output for output in outputs if output.get("text") != ""]
     notebook["metadata"] = {
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
         "language_info": {"name": "python"},
@@ -171,6 +205,10 @@ def main(arguments: list[str] | None = None) -> int:
     )
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("code", help="write the code files of all notebooks")
+    commands.add_parser("check", help="list data and checkpoints that the profile lacks")
+    book = commands.add_parser("book", help="copy executed notebooks for readers")
+    book.add_argument("names", nargs="+", metavar="NAME", help="stage, for example refine@medium")
+    book.add_argument("--output", type=Path, required=True)
     commands.add_parser("run", help="execute a notebook").add_argument(
         "name", help="notebook, without folder and .ipynb"
     )
@@ -180,6 +218,11 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if options.command == "code":
             write_code()
+        elif options.command == "book":
+            write_book(options.names, ROOT / options.output)
+        elif options.command == "check":
+            check()
+            print("nothing is missing")
         else:
             run(options.name, {key: _literal(value) for key, value in options.p}, ROOT / options.output)
     except NotebookError as error:
