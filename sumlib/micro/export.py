@@ -43,12 +43,12 @@ def write_dataset(name: str, root: Path, scenes: Sequence[Any]) -> None:
         raise ValueError(
             f"no data set is called {name!r}; known are internal, dev, {', '.join(sorted(REGISTRY))}"
         )
-    source = REGISTRY[name]
-    level = dict(zip(LEVELS.values(), LEVELS)).get(source.task)
+    layout = REGISTRY[name]
+    level = layout.task.title if layout.task else None
     for i, scene in enumerate(scenes):
         if level and not masks_of(scene, level):
             raise ValueError(f"scene {i} of data set {name} has no {level} mask; leave it out")
-    _writer(name, level)(root / source.folders[0], scenes)
+    _writer(name, level)(root / layout.folders[0], scenes)
 
 
 def masks_of(scene: Any, level: str) -> list[np.ndarray]:
