@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from sumlib.base.files import write_text
 from sumlib.base.masks import rle_encode
 from sumlib.data.layouts.coco import PACKS
 from sumlib.data.layouts.label_maps import PORTRAIT_PARTS
@@ -258,11 +259,7 @@ def _write_json(path: Path, images: list[dict], annotations: list[dict]) -> None
     ids = sorted({a["category_id"] for a in annotations})
     categories = [{"id": k, "name": str(k)} for k in ids]
     content = {"images": images, "annotations": numbered, "categories": categories}
-    path = path.resolve()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_suffix(".tmp")
-    draft.write_text(json.dumps(content, sort_keys=True, separators=(",", ":")) + "\n")
-    draft.replace(path)
+    write_text(path.resolve(), json.dumps(content, sort_keys=True, separators=(",", ":")) + "\n")
 
 
 def write_image(path: Path, pixels: np.ndarray) -> None:
