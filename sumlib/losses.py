@@ -3,11 +3,16 @@
 Without `certainty` these are SAM's plain focal and dice losses, and a certainty of one everywhere gives exactly the
 same value. Everything is computed in float32 at least, so bf16 or half logits lose nothing further. Certainty is a
 constant weight: no gradient flows into it.
+
+Logits beyond +-1e30 count as +-1e30, which keeps sums finite and changes no other value: an infinite logit gives a huge
+loss, and none where its certainty is 0. NaN stays NaN, so that whoever trains sees it.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+LARGEST_LOGIT = 1e30
 
 
 def focal_loss(
@@ -97,4 +102,4 @@ def _prepare(
             )
     dtype = torch.promote_types(logits.dtype, torch.float32)
     weight = None if certainty is None else certainty.detach().to(dtype)
-    return logits.to(dtype), target.to(dtype), weight
+    return logits.to(dtype).clamp(-LARGEST_LOGIT, LARGEST_LOGIT), target.to(dtype), weight

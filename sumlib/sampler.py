@@ -112,7 +112,8 @@ def sample_point(
     """One random pixel of each region, pixel i with probability c_i / sum_j c_j (uniformly without certainty).
 
     The weights are fixed-point numbers (2^-32), whose sums are exact on every device: a pixel of weight 0 is never
-    drawn, and the same generator gives the same points on CPU and GPU.
+    drawn, and the same generator gives the same points on CPU and GPU. Certainty that is smaller but not 0 counts as
+    2^-32.
 
     Args:
         region: (N, H, W) bool.
@@ -154,7 +155,8 @@ def _certain_weights(region: Tensor, certainty: Tensor) -> Tensor:
         )
     if certainty.numel() and not (certainty.min() >= 0 and certainty.max() <= 1):  # NaN fails too
         raise ValueError("certainty must be in [0, 1]: it is 1 - uncertainty, not a logit and not 8-bit")
-    return (certainty.double() * _FIXED_POINT).round().long() * region
+    weights = (certainty.double() * _FIXED_POINT).round().long()
+    return weights.maximum((certainty > 0).long()) * region
 
 
 def _squared_depth(regions: Tensor) -> np.ndarray:

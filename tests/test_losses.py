@@ -110,3 +110,40 @@ def test_shapes_are_never_broadcast(batch, loss):
         loss(logits, target, certainty[:, :1])
     with pytest.raises(ValueError, match="logits"):
         loss(logits[:, None], target[:, None])
+
+
+@pytest.mark.parametrize("extreme", [3e38, float("inf")])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_extreme_and_infinite_logits_weigh_what_their_certainty_says(batch, extreme, sign):
+    logits, target, certainty = batch
+    logits, certainty = logits.clone(), certainty.clone()
+    expected = []
+    for replacement in (0.0, sign * extreme):
+        logits[:, 2:5, 3] = replacement
+        certainty[:, 2:5, 3] = 0
+        leaf = logits.clone().requires_grad_()
+        loss = focal_loss(leaf, target, certainty) + dice_loss(leaf, target, certainty)
+        loss.sum().backward()
+        expected.append((loss, leaf.grad))
+    assert torch.equal(expected[0][0], expected[1][0]) and torch.equal(expected[0][1], expected[1][1])
+    wrong = focal_loss(torch.full((1, 100, 100), sign * extreme), torch.full((1, 100, 100), sign < 0))
+    assert wrong.isfinite().all() and wrong > 1e28  # certain and wrong: a huge loss
+    right = focal_loss(torch.full((1, 100, 100), sign * extreme), torch.full((1, 100, 100), sign > 0))
+    assert right == 0
+
+
+def test_a_logit_that_is_no_number_is_not_hidden(batch):
+    logits, target, certainty = batch
+    logits = logits.clone()
+    logits[0, 0, 0] = float("nan")
+    assert (
+        focal_loss(logits, target, certainty)[0].isnan()
+        and focal_loss(logits, target, certainty)[1:].isfinite().all()
+    )
+
+
+def test_the_bound_changes_no_bit_of_common_logits(batch, monkeypatch):
+    logits, target, certainty = batch
+    bounded = focal_loss(logits * 1e3, target, certainty)
+    monkeypatch.setattr(losses, "LARGEST_LOGIT", float("inf"))
+    assert torch.equal(bounded, focal_loss(logits * 1e3, target, certainty))

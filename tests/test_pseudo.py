@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -230,3 +231,162 @@ def test_errors_name_the_file_and_the_remedy(model, files, tmp_path):
             files[0], tmp_path / "out.parquet", model, lambda e, s, b, p: s, unlabeled(1), progress=False
         )
     assert not (tmp_path / "out.parquet").exists()
+
+
+@pytest.fixture(scope="module")
+def many(model, tmp_path_factory) -> tuple[Path, Path]:
+    """As ``files``, with several masks an image."""
+    folder = tmp_path_factory.mktemp("many")
+    everything = PseudoLabelConfig(3, 0.0, 0.0, 0.1, 1.0, 1.0, None)
+    generate(model, unlabeled(3), everything, folder / "masks.parquet", progress=False)
+    add_uncertainty(
+        folder / "masks.parquet",
+        folder / "small.parquet",
+        model,
+        lambda embeddings, logits, boxes, points: logits / 2 - 0.5,
+        unlabeled(3),
+        progress=False,
+    )
+    return folder / "masks.parquet", folder / "small.parquet"
+
+
+def test_single_rows_are_decoded_as_all_of_them(many):
+    labels = PseudoLabels(many[1])
+    for name in labels.images:
+        whole = labels[name]
+        rows = list(range(len(whole.masks)))[::-1] + [0]
+        part = labels.read(name, rows)
+        for field in dataclasses.fields(whole):
+            assert np.array_equal(getattr(part, field.name), getattr(whole, field.name)[rows]), field.name
+        assert labels.areas(name, "sam").tolist() == whole.masks.sum((1, 2)).tolist()
+        assert labels.areas(name, "refined").tolist() == whole.refined.sum((1, 2)).tolist()
+        assert labels.size(name) == whole.masks.shape[1:]
+
+
+@pytest.mark.parametrize("size", [[37, 90], [200, 133]])
+def test_a_map_scaled_alone_has_the_bits_of_a_map_scaled_among_others(size):
+    values = np.random.default_rng(0).integers(0, 256, (5, 64, 64), dtype=np.uint8)
+    whole = store._full_size(values, size)
+    assert whole.shape == (5, *size)
+    assert all(np.array_equal(store._full_size(values[[k]], size)[0], whole[k]) for k in range(5))
+
+
+def test_drawing_decodes_only_what_is_drawn(many, monkeypatch):
+    labels, decoded = PseudoLabels(many[1]), []
+    monkeypatch.setattr(
+        store, "rle_decode", lambda rle, real=store.rle_decode: decoded.append(1) or real(rle)
+    )
+    name = max(labels.images, key=lambda name: len(labels.areas(name, "sam")))
+    assert len(labels.areas(name, "sam")) > 2 and not decoded
+    labels.read(name, [1, 0])
+    assert len(decoded) == 2
+
+
+def changed(path: Path, output: Path, column: str, value, row: int = 1) -> Path:
+    """A copy of a file of pseudo-labels with another value in one row."""
+    table = pq.read_table(path)
+    values = table[column].to_pylist()
+    values[row] = value(values[row]) if callable(value) else value
+    place = table.schema.get_field_index(column)
+    field = table.schema.field(place)
+    pq.write_table(table.set_column(place, field, pa.array(values, field.type)), output)
+    return output
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "words"),
+    [
+        ("mask_rle", None, "has no mask_rle"),
+        ("mask_rle", "", "has no mask_rle"),
+        ("mask_rle", lambda text: text[:-1], "run lengths"),
+        ("mask_rle", "zzz~", "run lengths are broken"),
+        ("mask_rle", "04", "run lengths cover 4 pixels"),
+        ("logits_png", None, "has no logits_png"),
+        ("logits_png", b"GIF89a", "logits_png is no whole PNG"),
+        ("refined_png", b"", "has no refined_png"),
+        ("refined_png", lambda png: png[:-9], "refined_png is no whole PNG"),
+        ("size_h", None, "has no size_h"),
+        ("size_h", 63, "not the image's size"),
+        ("size_w", 2**31 - 1, "not the image's size"),
+        ("size_w", -64, "not the image's size"),
+        ("point_x", float("nan"), "its point_x is nan"),
+        ("box_y1", float("inf"), "its box_y1 is inf"),
+        ("predicted_iou", None, "has no predicted_iou"),
+        ("area", 0, "has an area of 0 pixels"),
+    ],
+)
+def test_a_broken_row_is_named_with_its_file(model, many, tmp_path, column, value, words):
+    path = changed(many[1], tmp_path / "broken.parquet", column, value)
+    labels = PseudoLabels(path)
+    with pytest.raises(
+        ValueError, match=rf"broken\.parquet: row 1 \(image 'sa_0'\) .*{words}.*dvc repro pseudo_label"
+    ):
+        labels["sa_0"]
+    if column != "refined_png":
+        masks = changed(many[0], tmp_path / "broken.parquet", column, value)
+        with pytest.raises(ValueError, match=rf"broken\.parquet: row 1 \(image 'sa_0'\) .*{words}"):
+            add_uncertainty(masks, tmp_path / "o", model, lambda e, s, b, p: s, unlabeled(3), progress=False)
+        assert not list(tmp_path.glob("o*"))
+
+
+def test_a_row_without_image_and_a_map_cut_short_are_named(many, tmp_path):
+    with pytest.raises(ValueError, match=r"broken\.parquet: row 1 .*has no image"):
+        PseudoLabels(changed(many[1], tmp_path / "broken.parquet", "image", None))
+    for column in ("logits_png", "refined_png"):
+        labels = PseudoLabels(
+            changed(many[1], tmp_path / "broken.parquet", column, lambda png: png[:20] + png[-12:])
+        )
+        with pytest.raises(
+            ValueError, match=r"broken\.parquet: a mask of image 'sa_0' is no 8-bit grey PNG; run"
+        ):
+            labels["sa_0"]
+
+
+def test_a_column_of_another_type_is_named(files, tmp_path):
+    table = pq.read_table(files[1])
+    place = table.schema.get_field_index("size_h")
+    table = table.set_column(place, "size_h", table["size_h"].cast("string"))
+    pq.write_table(table, tmp_path / "types.parquet")
+    with pytest.raises(ValueError, match=r"types\.parquet: column size_h holds string, not int32"):
+        PseudoLabels(tmp_path / "types.parquet")
+    table = pq.read_table(files[1]).replace_schema_metadata({})
+    pq.write_table(table, tmp_path / "plain.parquet")
+    with pytest.raises(ValueError, match=r"plain\.parquet: does not say what was counted"):
+        PseudoLabels(tmp_path / "plain.parquet")
+
+
+def test_logits_that_are_no_numbers_are_refused_with_the_images_name(model, files, tmp_path):
+    logits = torch.zeros(3, 4, 4)
+    logits[1, 2, 2] = float("nan")
+    with pytest.raises(ValueError, match="logits of mask 1 hold NaN"):
+        encode_map(logits)
+    logits[1, 2, 2] = float("inf")
+    assert decode_map(encode_map(logits)[1])[2, 2] == 255
+
+    def broken(embeddings, logits, boxes, points):
+        return logits.where(logits.amax() < -1e9, float("nan"))
+
+    with pytest.raises(ValueError, match="image 'sa_0': a refined map holds NaN; train the refiner anew"):
+        add_uncertainty(files[0], tmp_path / "o.parquet", model, broken, unlabeled(3), progress=False)
+    assert not (tmp_path / "o.parquet").exists()
+
+
+def test_a_model_that_holds_no_numbers_is_refused(config, tmp_path):
+    model = Sum(build_sam_micro(width=32, depth=2, channels=32)).eval()
+    name, weight = list(model.named_parameters())[3]
+    weight.data.flatten()[0] = float("nan")
+    with pytest.raises(ValueError, match=f"weight {name} holds NaN or infinity"):
+        generate(model, unlabeled(1), config, tmp_path / "a.parquet", progress=False)
+    assert not list(tmp_path.glob("*.parquet"))
+
+
+def test_an_image_that_has_changed_its_size_is_refused(model, files, tmp_path):
+    images = unlabeled(3)
+    whole = images[0].image
+    images._entries[0] = Entry(
+        "sa_0", Path("sa_0.jpg"), lambda: (whole[:32], np.zeros((0, 32, whole.shape[1]), bool), {})
+    )
+    with pytest.raises(
+        ValueError, match=r"masks\.parquet: image 'sa_0' is 32 x 64, its masks were made at 64 x 64"
+    ):
+        add_uncertainty(files[0], tmp_path / "o.parquet", model, lambda e, s, b, p: s, images, progress=False)

@@ -141,6 +141,14 @@ def test_sample_point_does_not_miss_the_last_pixel_or_tiny_weights():
     assert points.tolist() == [[49, 49], [0, 0]] and found.all()
 
 
+def test_sample_point_finds_the_least_certainty_that_is_not_zero():
+    region = torch.ones(3, 5, 5, dtype=torch.bool)
+    certainty = torch.zeros(3, 5, 5, dtype=torch.float64)
+    certainty[0, 1, 2], certainty[1, 3, 4] = 2.0**-34, 1e-300
+    points, found = sample_point(region, certainty, generator=torch.Generator().manual_seed(1))
+    assert found.tolist() == [True, True, False] and points[:2].tolist() == [[2, 1], [4, 3]]
+
+
 def test_sample_point_says_where_nothing_was_found():
     region = torch.ones(4, 3, 3, dtype=torch.bool)
     region[1] = False  # empty

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from sumlib.data.images import BadSampleError
+from sumlib.data.tasks import Task
 
 Loaded = tuple[np.ndarray, np.ndarray, dict[str, BadSampleError]]
 """Image (H, W, 3) uint8, masks (M, H, W) bool, and {annotation: why} of the masks that were left out."""
@@ -24,8 +25,8 @@ class Sample:
     """(H, W, 3) uint8 RGB, EXIF-transposed."""
     masks: np.ndarray
     """(M, H, W) bool; (0, H, W) for unlabeled images."""
-    task: int
-    """0 unspecified, 1 salient, 2 entity, 3 part."""
+    task: Task
+    """What kind of mask they are; its number is the id of the task prompt."""
     dataset: str
     """Name of the data set, e.g. "COIFT"."""
 
@@ -60,16 +61,20 @@ class Dataset(Sequence[Sample]):
     everything once and lists what is bad; `good` is the data set without the bad samples.
     """
 
-    def __init__(self, name: str, task: int, entries: Sequence[Entry]):
-        self.name, self.task = name, task
+    def __init__(self, name: str, task: Task | int, entries: Sequence[Entry]):
+        self.name, self.task = name, Task(task)
         self._entries = list(entries)
         self._bad: dict[tuple[str, str], BadSample] = {}  # by (sample, annotation or "")
         self._checked = False
         if len(set(self.names)) < len(self._entries):
-            twice = next(n for i, n in enumerate(self.names) if n in self.names[:i])
-            raise ValueError(
-                f"data set {name}: two samples are called {twice!r}; rename or remove one of them"
-            )
+            places: dict[str, Path] = {}
+            for entry in self._entries:
+                if entry.name in places:
+                    both = f"{places[entry.name]} and {entry.path}"
+                    raise ValueError(
+                        f"data set {name}: two samples are called {entry.name!r}, {both}; rename or remove one"
+                    )
+                places[entry.name] = entry.path
 
     @property
     def names(self) -> list[str]:

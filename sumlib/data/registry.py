@@ -1,15 +1,24 @@
-"""Data sets by name: `open_dataset("COIFT", root)` gives the same kind of samples from micro and real data."""
+"""Data sets by name: `open_dataset("COIFT", root)` gives the same kind of samples from micro and real data.
+
+Which sets there are, where they lie and how each is read stands in section `datasets` of params.yaml. A set of a known
+layout is an entry there; a new layout is one file in `sumlib/data/layouts`, with a function that takes the set's folder.
+"""
 
 import difflib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import partial
+import inspect
+import pkgutil
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
+from sumlib.base.paths import PARAMS
+from sumlib.config.params import DatasetConfig, load_datasets
+from sumlib.data import layouts
 from sumlib.data.dataset import BadSample, Dataset, Entry, Sample
 from sumlib.data.images import BadSampleError
-from sumlib.data.layouts import coco, pairs, sa1b
-from sumlib.data.layouts import label_maps as parsing
+from sumlib.data.tasks import TASKS, Task
 
 __all__ = [
     "REGISTRY",
@@ -17,91 +26,103 @@ __all__ = [
     "BadSample",
     "BadSampleError",
     "Dataset",
+    "Layout",
     "Sample",
-    "Source",
     "open_dataset",
 ]
 
-UNSPECIFIED, SALIENT, ENTITY, PART = range(4)
-
-TASK_GROUPS = {
-    "salient": ["COIFT", "DIS-VD", "HRSOD", "ThinObject5K", "BIG", "VOCEVAL"],
-    "entity": ["EntitySeg-0", "EntitySeg-1", "EntitySeg-2"],
-    "part": ["Bodypart", "EasyPortrait", "Fashionpedia", "Fashionpedia-subpart", "PACO"],
-}
-"""The 14 test sets, grouped as the paper does."""
-
 
 @dataclass(frozen=True)
-class Source:
+class Layout:
     """Where a data set lies under the root and how it is read."""
 
     folders: tuple[str, ...]
-    """Relative to the root; the first that exists is used."""
-    adapter: Callable[[Path], list[Entry]]
-    task: int
-    """0 unspecified, 1 salient, 2 entity, 3 part."""
+    """Relative to the root; the first that exists is read."""
+    reader: str
+    """Its function, "<file of sumlib/data/layouts>.<function>"."""
+    task: Task
+    """What kind of mask it holds."""
     first: int | None = None
     """Only this many samples, as the paper does."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Keyword arguments of the function beside the folder."""
+
+    def entries(self, folder: Path) -> list[Entry]:
+        """The samples in `folder`. Raises ValueError for an unknown reader or option, and what the reader raises."""
+        read = find_reader(self.reader)
+        try:
+            inspect.signature(read).bind(folder, **self.options)
+        except TypeError as error:
+            known = [name for name in inspect.signature(read).parameters if name != "root"]
+            raise ValueError(
+                f"layout {self.reader}: {error}; its options are {', '.join(known) or 'none'}"
+            ) from None
+        return read(folder, **self.options)[: self.first]
 
 
-def _folders(images: str, masks: str, threshold: int = 128) -> Callable[[Path], list[Entry]]:
-    return partial(pairs.paired_folders, images=images, masks=masks, threshold=threshold)
+def find_reader(name: str) -> Callable[..., list[Entry]]:
+    """The function of a layout, by "<file>.<function>". Raises ValueError with the nearest name."""
+    file, _, function = name.partition(".")
+    files = [module.name for module in pkgutil.iter_modules(layouts.__path__)]
+    if file in files and function in (readers := _readers(file)):
+        return readers[function]
+    known = [f"{file}.{function}" for file in files for function in _readers(file)]
+    raise ValueError(f"no layout is called {name!r}; {_hint(name, known)}")
 
 
-REGISTRY = {
-    "HQSeg-44K": Source(("HQSeg-44K",), pairs.hqseg, SALIENT),
-    "EntitySeg": Source(("EntitySeg",), partial(coco.entityseg, split="train"), ENTITY),
-    "SA-1B": Source(("SA-1B",), sa1b.sa1b, UNSPECIFIED),
-    "COIFT": Source(("test/COIFT",), _folders("images", "masks"), SALIENT),
-    "DIS-VD": Source(("test/DIS5K/DIS-VD",), _folders("im", "gt"), SALIENT),
-    "HRSOD": Source(("test/HRSOD",), _folders("images", "masks_max255"), SALIENT),
-    # soft alpha, cut at one half
-    "ThinObject5K": Source(
-        ("test/ThinObject5K",), _folders("images_test", "masks_test", threshold=127), SALIENT
-    ),
-    "BIG": Source(("test/BIG",), partial(pairs.flat_pairs, folders=("val", "test")), SALIENT),
-    "VOCEVAL": Source(("test/VOCEVAL",), pairs.flat_pairs, SALIENT),
-    "Bodypart": Source(("test/LV-MHP-v2",), parsing.lv_mhp, PART, first=1000),
-    "EasyPortrait": Source(("test/EasyPortrait",), parsing.easyportrait, PART, first=1000),
-    "Fashionpedia": Source(("test/Fashionpedia",), coco.fashionpedia, PART),
-    "Fashionpedia-subpart": Source(
-        ("test/Fashionpedia-subpart", "test/Fashionpedia"),
-        partial(coco.fashionpedia, categories=coco.SUBPARTS),
-        PART,
-    ),
-    "PACO": Source(("test/PACO",), coco.paco, PART, first=1000),
-}
-"""Data set name -> its source. The internal sets (FT-Large's) and the development sets are plain COCO JSON.
-
-`test/EntitySeg` is the official EntitySeg tree again (a link will do): its validation images lie in the same packs.
-"""
-for _number, _pack in enumerate(coco.PACKS):
-    REGISTRY[f"EntitySeg-{_number}"] = Source(
-        ("test/EntitySeg",), partial(coco.entityseg, split="val", pack=_pack), ENTITY
-    )
-for _level, _task in (("salient", SALIENT), ("entity", ENTITY), ("part", PART)):
-    REGISTRY[f"Internal-{_level}"] = Source(
-        ("internal",), partial(coco.coco, annotations=f"{_level}.json"), _task
-    )
-    REGISTRY[f"dev-{_level}"] = Source(("dev",), partial(coco.coco, annotations=f"{_level}.json"), _task)
+def _readers(file: str) -> dict[str, Callable[..., list[Entry]]]:
+    """The public functions of a file of `sumlib/data/layouts` that take the folder of a set."""
+    module = import_module(f"{layouts.__name__}.{file}")
+    return {
+        name: value
+        for name, value in vars(module).items()
+        if inspect.isfunction(value)
+        and value.__module__ == module.__name__
+        and not name.startswith("_")
+        and next(iter(inspect.signature(value).parameters), "") == "root"
+    }
 
 
-def open_dataset(name: str, root: Path, registry: Mapping[str, Source] = REGISTRY) -> Dataset:
+def read_registry(path: Path = PARAMS, roles: Iterable[str] | None = None) -> dict[str, Layout]:
+    """Data set name -> its layout, of section `datasets` of `path`; of some `roles` only ("train", "test", ...)."""
+    return {
+        name: Layout(entry.folders, entry.layout, Task[entry.task.upper()], entry.first, entry.options)
+        for name, entry in load_datasets(path).items()
+        if roles is None or entry.role in roles
+    }
+
+
+def task_groups(datasets: Mapping[str, DatasetConfig]) -> dict[str, list[str]]:
+    """The test sets by group of the tables, in the order of the paper's groups and of the file."""
+    tests = {name: entry for name, entry in datasets.items() if entry.role == "test"}
+    groups = dict.fromkeys([*TASKS, *(entry.group for entry in tests.values() if entry.group)])
+    return {group: [name for name, entry in tests.items() if entry.group == group] for group in groups}
+
+
+REGISTRY = read_registry()
+"""Data set name -> its layout."""
+TASK_GROUPS = task_groups(load_datasets())
+"""The 14 test sets, grouped as the paper does."""
+
+
+def open_dataset(name: str, root: Path, registry: Mapping[str, Layout] = REGISTRY) -> Dataset:
     """The data set `name` of a registry under `root`, without reading any image.
 
     Raises ValueError for an unknown name, an empty or broken set, FileNotFoundError for a missing folder or file.
     """
     if name not in registry:
-        near = difflib.get_close_matches(name, registry, 1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(sorted(registry))}"
-        raise ValueError(f"no data set is called {name!r}; {hint}")
-    source = registry[name]
-    folders = [Path(root) / folder for folder in source.folders]
+        raise ValueError(f"no data set is called {name!r}; {_hint(name, sorted(registry))}")
+    layout = registry[name]
+    folders = [Path(root) / folder for folder in layout.folders]
     folder = next((f for f in folders if f.is_dir()), None)
     if folder is None:
         raise FileNotFoundError(f"{folders[0]}: folder of data set {name} is missing; put the data set there")
-    entries = source.adapter(folder)
+    entries = layout.entries(folder)
     if not entries:
         raise ValueError(f"{folder}: data set {name} holds no sample; unpack it again")
-    return Dataset(name, source.task, entries[: source.first])
+    return Dataset(name, layout.task, entries)
+
+
+def _hint(name: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(name, known, 1)
+    return f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"

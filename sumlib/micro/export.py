@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from sumlib.base.files import write_text
 from sumlib.base.masks import rle_encode
 from sumlib.data.layouts.coco import PACKS
 from sumlib.data.layouts.label_maps import PORTRAIT_PARTS
@@ -43,12 +44,12 @@ def write_dataset(name: str, root: Path, scenes: Sequence[Any]) -> None:
         raise ValueError(
             f"no data set is called {name!r}; known are internal, dev, {', '.join(sorted(REGISTRY))}"
         )
-    source = REGISTRY[name]
-    level = dict(zip(LEVELS.values(), LEVELS)).get(source.task)
+    layout = REGISTRY[name]
+    level = layout.task.title if layout.task else None
     for i, scene in enumerate(scenes):
         if level and not masks_of(scene, level):
             raise ValueError(f"scene {i} of data set {name} has no {level} mask; leave it out")
-    _writer(name, level)(root / source.folders[0], scenes)
+    _writer(name, level)(root / layout.folders[0], scenes)
 
 
 def masks_of(scene: Any, level: str) -> list[np.ndarray]:
@@ -258,11 +259,7 @@ def _write_json(path: Path, images: list[dict], annotations: list[dict]) -> None
     ids = sorted({a["category_id"] for a in annotations})
     categories = [{"id": k, "name": str(k)} for k in ids]
     content = {"images": images, "annotations": numbered, "categories": categories}
-    path = path.resolve()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_suffix(".tmp")
-    draft.write_text(json.dumps(content, sort_keys=True, separators=(",", ":")) + "\n")
-    draft.replace(path)
+    write_text(path.resolve(), json.dumps(content, sort_keys=True, separators=(",", ":")) + "\n")
 
 
 def write_image(path: Path, pixels: np.ndarray) -> None:

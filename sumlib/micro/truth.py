@@ -5,9 +5,11 @@ from pathlib import Path
 
 from sumlib.data.dataset import Dataset
 from sumlib.data.layouts.coco import coco
+from sumlib.data.tasks import Task
 
 TRUTH_FOLDER = "SA-1B-truth"
-LEVELS = {"salient": 1, "entity": 2, "part": 3}
+LEVELS = {task.title: task for task in Task if task}
+"""Kinds of mask by name, as the columns of results have them."""
 
 
 def open_truth(root: Path) -> dict[str, Dataset]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from sumlib.data.dataset import Dataset, Entry
 from sumlib.data.layouts.coco import coco, load_coco
 from sumlib.data.layouts.label_maps import existing, load_labels, positive
-from sumlib.data.registry import UNSPECIFIED, Source, open_dataset
+from sumlib.data.registry import open_dataset, read_registry
 
 CITYSCAPES_IGNORED = frozenset([*range(7), 9, 10, 14, 15, 16, 18, 29, 30])
 """Class ids of Cityscapes that its own evaluation leaves out; GTAV uses the same ids."""
@@ -174,22 +174,10 @@ def _labelled(name: str, image: Path, labels: Path, counts: Callable[[int], bool
     return Entry(name, image, partial(load_labels, image, (labels,), counts))
 
 
-ADDITIONAL = {
-    name: Source((f"additional/{name}",), adapter, UNSPECIFIED)
-    for name, adapter in {
-        "Cityscapes": cityscapes,
-        "EgoHOS": egohos,
-        "DRAM": dram,
-        "iShape": ishape,
-        "GTAV": gtav,
-        "NDD20": ndd20,
-        "TrashCan": trashcan,
-        "IBD": ibd,
-    }.items()
-}
-"""The sets of Table 19 in its order, under `additional/`."""
+ADDITIONAL = read_registry(roles=["additional"])
+"""The sets of Table 19 in its order."""
 
 
 def open_additional(name: str, root: Path) -> Dataset:
-    """The additional test set ``name`` under ``root``; as `sumlib.data.open_dataset`, which knows the 14 test sets."""
+    """The additional test set ``name`` under ``root``; as `sumlib.data.open_dataset`, which opens every set."""
     return open_dataset(name, root, ADDITIONAL)

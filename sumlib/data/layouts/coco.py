@@ -195,9 +195,9 @@ def _bad_side(side: object) -> bool:
     return isinstance(side, bool) or not isinstance(side, int) or side <= 0
 
 
-def find_json(root: Path, *names: str) -> Path:
-    """The first of `names` that lies in `root` or `root/annotations`. Raises FileNotFoundError."""
-    places = [root / folder / name for name in names for folder in (".", "annotations")]
+def find_json(folder: Path, *names: str) -> Path:
+    """The first of `names` that lies in `folder` or `folder/annotations`. Raises FileNotFoundError."""
+    places = [folder / inner / name for name in names for inner in (".", "annotations")]
     for place in places:
         if place.is_file():
             return place
