@@ -1,8 +1,8 @@
 """Tests and notebooks run on the profile `smoke`, in a small world of their own, and may not change results/.
 
-The environment is set when this file is loaded, before any test imports sumlib: the kernels that nbval starts and the
-workers of pytest-xdist inherit it. The world lies in a temporary folder that the first notebook fills
-(`sumlib.pipeline.workspace`), so tests that read none of it do not wait for it.
+The environment is set when this file is loaded, before any test imports sumlib: the kernels that nbval
+starts and the workers of pytest-xdist inherit it. The world lies in a temporary folder that the first
+notebook fills (`sumlib.pipeline.workspace`), so tests that read none of it do not wait for it.
 """
 
 import os

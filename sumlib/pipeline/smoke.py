@@ -2,8 +2,8 @@
 
     python -m sumlib.pipeline.smoke FOLDER    -> FOLDER/artifacts, FOLDER/results
 
-Labels, refinement modules and a few fine-tuned models are really made, with two training steps each. The per-mask results
-of all runs are made up: the pictures and tables of the reports need every run, and nobody reads their numbers.
+Labels, refinement modules and a few fine-tuned models are really made, with two training steps each. The
+per-mask results of all runs are made up: the reports need every run, and nobody reads these numbers.
 """
 
 import json
@@ -48,7 +48,7 @@ ROUNDS = 6
 
 
 def build(folder: Path) -> None:
-    """Write the world into ``folder``, in some ten seconds: ``artifacts`` and ``results`` of every stage before the reports."""
+    """Write the ``artifacts`` and ``results`` of every stage before the reports into ``folder``."""
     config = load_config("smoke")
     artifacts, results = Path(folder) / "artifacts", Path(folder) / "results"
     maps = _refiners(config, artifacts / "refine", results / "metrics")

@@ -1,7 +1,7 @@
-"""Where a notebook reads and writes: the repository, or under the profile `smoke` its own copy of a small world.
+"""Where a notebook reads and writes: the repository, or under the profile `smoke` a copy of a small world.
 
-The world (`sumlib.pipeline.smoke`) holds what earlier stages would have left. It is built by a process of its own, so that
-a notebook does not depend on the code that builds it.
+The world (`sumlib.pipeline.smoke`) holds what earlier stages would have left. It is built by a process of its
+own, so that a notebook does not depend on the code that builds it.
 """
 
 import atexit
@@ -23,8 +23,9 @@ VARIABLE = "SUM_WORKSPACE"
 def open_workspace(config: Config) -> tuple[Path, Path]:
     """(folder for large outputs, folder for tables, figures and metrics) of the configuration's profile.
 
-    Under the profile smoke both lie in a temporary copy of the small world, removed at exit: nothing in the repository is
-    touched, and notebooks that run side by side do not see each other's outputs. RuntimeError if the world cannot be built.
+    Under the profile smoke both lie in a temporary copy of the small world, removed at exit: nothing in the
+    repository is touched, and notebooks that run side by side do not see each other's outputs. Raises
+    RuntimeError if the world cannot be built.
     """
     if config.profile != "smoke":
         return ARTIFACTS, RESULTS
