@@ -1,4 +1,4 @@
-"""The model: SAM's output bit for bit, prompts of several images in one batch, SAM's own tools, checkpoints good and bad."""
+"""The model: SAM's output bit for bit, several images in a batch, SAM's tools, checkpoints good and bad."""
 
 import hashlib
 
@@ -71,7 +71,7 @@ def prompts(model, count, kind):
 
 
 def decoded_by_sam(sam, embedding, *, points=None, labels=None, boxes=None, mask_inputs=None):
-    """What SAM's own prompt encoder and decoder give for one image (1, C, h, w): single output, then the three."""
+    """What SAM's own encoder and decoder of prompts give for an image (1, C, h, w): one, then three."""
     sparse, dense = sam.prompt_encoder(
         points=None if points is None else (points, labels), boxes=boxes, masks=mask_inputs
     )
