@@ -52,9 +52,12 @@ def contrastive_loss(
     The mean is over the masks that have both.
 
     Args:
-        embedding: (B, C, h, w), with gradient. image: (N,) index into it. target: (N, S, S) bool,
-        ``certainty`` (N, S, S) in [0, 1]; both are averaged over the embedding's cells. theta: certainty
-        above which foreground is certain. anchors, negatives: drawn for each mask, with replacement.
+        embedding: (B, C, h, w), with gradient.
+        image: (N,) index into it.
+        target: (N, S, S) bool.
+        certainty: (N, S, S) in [0, 1]; both are averaged over the embedding's cells.
+        theta: certainty above which foreground is certain.
+        anchors, negatives: drawn for each mask, with replacement.
 
     Returns:
         scalar; zero where no mask has both.
