@@ -22,9 +22,9 @@ from sumlib.methods.refiner_variants import (
 )
 from sumlib.model.checkpoint import load_sam
 from sumlib.model.sum import Sum
-from sumlib.refiner.measure import changes
 from sumlib.refiner.module import Refiner, refine
 from sumlib.refiner.training import train_refiner
+from sumlib.report.refinement import changes
 
 CONFIG = replace(test_refiner.CONFIG, iterations=2)
 
