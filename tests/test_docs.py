@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import yaml
 
@@ -66,3 +67,43 @@ def test_commands_exist():
 def test_method_keeps_the_sections_that_the_code_cites():
     numbers = re.findall(r"^## (\d+)\. ", read("docs/method.md"), re.MULTILINE)
     assert numbers == [str(number) for number in range(1, len(numbers) + 1)] and len(numbers) >= 10
+
+
+def group_means() -> pd.Series:
+    """Group averages from points, best of three: (model, train_set, task, rounds, metric, seed) -> points."""
+    scores = pd.read_csv(ROOT / "results" / "metrics" / "per_dataset.csv")
+    scores = scores.query("dataset == 'average' and prompt == 'point' and setting == 'oracle'")
+    return scores.set_index(["model", "train_set", "task", "rounds", "metric", "seed"])["value"].sort_index()
+
+
+def table_cells(page: str, first: str) -> list[list[str]]:
+    """The rows of the page's table whose header begins with ``first``, without header and rule."""
+    lines = page[page.index(f"\n{first}") + 1 :].split("\n\n")[0].splitlines()[2:]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def test_the_readmes_table_is_the_results():
+    means, names = group_means(), {"human masks only": "Human-annotation-only"}
+    rows = table_cells(README, "| model | salient, 1 point | 6 points |")
+    assert len(rows) == 4
+    for name, *cells in rows:
+        model = names.get(name.split(":")[0], name.split(":")[0])
+        train_set = "none" if model == "SAM" else "FT-Medium"
+        places = [(task, rounds) for task in ("salient", "entity", "part") for rounds in (1, 6)]
+        for (task, rounds), cell in zip(places, cells, strict=True):
+            seeds = means[model, train_set, task, rounds, "mBIoU"]
+            spread = f" ± {seeds.std():.1f}" if len(seeds) > 1 else ""
+            assert cell == f"{seeds.mean():.1f}{spread}", f"{name}, {task}, {rounds} points"
+
+
+def test_the_results_table_is_the_results():
+    means = group_means()
+    rows = table_cells(read("results/README.md"), "| model | set | seeds |")
+    assert len(rows) == 10
+    for model, train_set, count, *cells in rows:
+        train_set = "none" if model == "SAM" else f"FT-{train_set}"
+        places = [(task, rounds) for task in ("salient", "entity", "part") for rounds in (1, 3, 6)]
+        for (task, rounds), cell in zip(places, cells, strict=True):
+            seeds = [means[model, train_set, task, rounds, metric] for metric in ("mIoU", "mBIoU")]
+            assert cell == " / ".join(f"{values.mean():.1f}" for values in seeds), (model, task, rounds)
+            assert count in (str(len(seeds[0])), "–")
