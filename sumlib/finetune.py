@@ -5,7 +5,6 @@ prompts and task prompts it uses. All of them see the same number of prompts in 
 """
 
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -19,7 +18,7 @@ from sumlib.methods.registry import load_method
 from sumlib.model.foundation import load_foundation
 from sumlib.model.sum import Sum
 from sumlib.train.batches import HumanSource, PseudoSource, collate, open_sources
-from sumlib.train.loop import Schedule, Step, fingerprint, fit
+from sumlib.train.loop import Checkpoint, Plan, Schedule, Step, fingerprint, fit
 from sumlib.train.method import Lesson
 
 
@@ -68,15 +67,16 @@ def finetune(
         _step(model, method.lessons(), sources[0], plan, shares),
         saved,
         optimiser,
-        Schedule(own.iterations, own.warmup),
-        seed=run.seed,
-        clip=own.clip,
-        resume=resume,
-        mark=mark,
-        every=own.checkpoint_every,
-        title=run.name,
-        shares=shares,
-        before=partial(method.before_step, model),
+        Plan(
+            Schedule(own.iterations, own.warmup),
+            seed=run.seed,
+            clip=own.clip,
+            shares=shares,
+            every=own.checkpoint_every,
+            title=run.name,
+        ),
+        checkpoint=Checkpoint(resume, mark),
+        before=lambda _: method.before_step(model),
     )
     method.finish(model)
     return model.eval().cpu(), log

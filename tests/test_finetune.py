@@ -39,6 +39,10 @@ RUNS = {
 }
 
 
+def parts_of(prompts) -> tuple[torch.Tensor, torch.Tensor]:
+    return prompts.xy, prompts.codes
+
+
 def rng(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
@@ -114,7 +118,7 @@ def hand_batch(target: torch.Tensor, certainty=None, backup=None) -> Batch:
 
 def test_half_of_the_first_prompts_are_boxes_the_others_points_inside():
     target = square(*[(4, 5, 11, 13)] * 400)
-    xy, codes = first_prompt(hand_batch(target), None, rng())
+    xy, codes = parts_of(first_prompt(hand_batch(target), None, rng()))
     boxed = codes[:, 0] == 2
     assert (
         160 < boxed.sum() < 240
@@ -144,7 +148,7 @@ def test_first_points_follow_certainty_and_fall_back_to_the_point_that_made_the_
     target = square(*[(4, 4, 9, 9)] * 200)
     certainty = torch.zeros(target.shape)
     certainty[:100, 6, 7] = 1.0  # one certain pixel; in the second half none
-    xy, codes = first_prompt(hand_batch(target, certainty, [8.0, 5.0]), certainty, rng())
+    xy, codes = parts_of(first_prompt(hand_batch(target, certainty, [8.0, 5.0]), certainty, rng()))
     point = codes[:, 0] == 1
     assert xy[:100][point[:100], 0].unique(dim=0).tolist() == [[7.0, 6.0]]
     assert xy[100:][point[100:], 0].unique(dim=0).tolist() == [[8.0, 5.0]]
@@ -263,7 +267,7 @@ def one_graph(model, batch, run, config, generator) -> None:
     certainty = batch.certainty if run.uncertainty_loss else None
     weight = batch.certainty if run.uncertainty_sampling else None
     embedding, rows = model.encode(batch.pixels)[batch.image], torch.arange(len(batch.target))
-    xy, codes = first_prompt(batch, weight, generator)
+    xy, codes = parts_of(first_prompt(batch, weight, generator))
     total, shown = 0.0, None
     for number in range(config.rounds):
         tasks = (
@@ -583,7 +587,7 @@ def test_students_learn_the_teachers_masks_on_another_view(model, human, pseudo,
             and (lesson.certainty == 1).all()
         )
         assert torch.equal(
-            lesson.target, method.companion.predict(batch.pixels, batch.image, *options["first"], CONFIG.bf16)
+            lesson.target, method.companion.predict(batch.pixels, batch.image, options["first"], CONFIG.bf16)
         )
 
 
@@ -601,7 +605,7 @@ def test_first_prompts_are_of_their_kind(kind, boxes):
         torch.full((60, 2), -1.0),
         torch.zeros(60, dtype=torch.long),
     )
-    xy, codes = first_prompt(batch, None, rng(), kind)
+    xy, codes = parts_of(first_prompt(batch, None, rng(), kind))
     boxed = codes[:, 0] == 2
     assert boxed.sum() == boxes if boxes is not None else 15 < boxed.sum() < 45
     x, y = xy[~boxed, 0].long().unbind(1)

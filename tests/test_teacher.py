@@ -7,6 +7,7 @@ from sumlib.base.masks import mask_box
 from sumlib.methods.augseg import strong_view
 from sumlib.methods.discrepancy import agreement
 from sumlib.methods.teacher import Teacher
+from sumlib.model.prompts import Prompts
 
 
 def rng(seed: int = 0) -> torch.Generator:
@@ -77,7 +78,9 @@ def test_prediction_is_the_output_with_the_largest_predicted_iou():
     xy, codes = mask_box(masks(3)).view(-1, 2, 2), torch.tensor([[2, 3]]).expand(3, -1)
     logits, score = model.decode_codes(model.encode(pixels())[image], xy, codes)
     best = score[:, 1:].argmax(1)
-    assert torch.equal(teacher.predict(pixels(), image, xy, codes), logits[:, 1:][torch.arange(3), best] > 0)
+    assert torch.equal(
+        teacher.predict(pixels(), image, Prompts(xy, codes)), logits[:, 1:][torch.arange(3), best] > 0
+    )
 
 
 @torch.no_grad()

@@ -43,8 +43,8 @@ class AugSeg(Method):
         """The teacher answers on the images as they are, the student learns its masks on a strong view of them."""
         several = self.run.consistency == "mixed-multi"
         kind = "mixed" if several else self.run.consistency
-        xy, codes = first_prompt(batch, None, generator, kind)
-        target = self.companion.predict(batch.pixels, batch.image, xy, codes, self.config.bf16)
+        first = first_prompt(batch, None, generator, kind)
+        target = self.companion.predict(batch.pixels, batch.image, first, self.config.bf16)
         lesson = replace(
             batch,
             pixels=strong_view(batch.pixels, generator),
@@ -53,7 +53,7 @@ class AugSeg(Method):
         )
         rounds = self.config.rounds if several else 1
         return interactive_step(
-            model, lesson, self.run, self.config, generator, share, rounds=rounds, first=(xy, codes)
+            model, lesson, self.run, self.config, generator, share, rounds=rounds, first=first
         )
 
 

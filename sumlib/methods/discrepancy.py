@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from sumlib.base.masks import mask_box
 from sumlib.methods.teacher import Teacher, three_masks
-from sumlib.metrics import mask_iou
+from sumlib.model.prompts import Prompts
+from sumlib.model.rounds import best_of
 from sumlib.model.sum import Sum, decoder_copy
 from sumlib.train.batches import Batch
 from sumlib.train.interactive import interactive_step
@@ -96,11 +97,10 @@ def agreement(
 @torch.no_grad()
 def box_logits(model: Sum, embedding: Tensor, image: Tensor, target: Tensor, bf16: bool = False) -> Tensor:
     """Logits (N, S, S) for the box of each target (N, S, S) bool, of the output of three that fits the target best."""
-    n, device = len(target), target.device
-    xy, codes = mask_box(target).view(-1, 2, 2), torch.tensor([[2, 3]], device=device).expand(n, -1)
-    logits, _ = three_masks(model, embedding, image, xy, codes, target.shape[-1], bf16)
-    iou = torch.stack([mask_iou(logits[:, k] > 0, target) for k in range(3)], 1)
-    return logits[torch.arange(n, device=device), iou.argmax(1)]
+    boxes = Prompts.from_boxes(mask_box(target))
+    logits, _ = three_masks(model, embedding, image, boxes, target.shape[-1], bf16)
+    best, _ = best_of(logits > 0, target)
+    return logits[torch.arange(len(target), device=target.device), best]
 
 
 METHOD = Discrepancy

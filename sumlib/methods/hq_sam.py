@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from sumlib.base.masks import jittered_boxes
 from sumlib.model.fast_decoder import ExactMaskDecoder
+from sumlib.model.prompts import Prompts
 from sumlib.model.sum import NUM_TASKS, Sum
 from sumlib.sampler import sample_point
 from sumlib.train.batches import Batch
@@ -154,7 +155,7 @@ class HqSam(Method):
     ) -> dict[str, float]:
         """One round; the frozen IoU head is not trained."""
         weight = batch.certainty if self.run.uncertainty_sampling else None
-        xy, codes, mask_input = random_prompt(batch, weight, model, generator)
+        first, mask_input = random_prompt(batch, weight, model, generator)
         return interactive_step(
             model,
             batch,
@@ -163,19 +164,18 @@ class HqSam(Method):
             generator,
             share,
             rounds=1,
-            first=(xy, codes),
+            first=first,
             mask_input=mask_input,
         )
 
 
 def random_prompt(
     batch: Batch, weight: Tensor | None, model: Sum, generator: torch.Generator
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Prompts of one of `PROMPTS`: (N, P, 2), codes (N, P), and for "noised mask" mask prompts (N, 1, 4h, 4w).
+) -> tuple[Prompts, Tensor | None]:
+    """Prompts of one of `PROMPTS`, and for "noised mask" mask prompts (N, 1, 4h, 4w).
 
     Points are drawn by ``weight`` (N, S, S), if given.
     """
-    n, device = len(batch.target), batch.target.device
     kind = PROMPTS[int(torch.randint(len(PROMPTS), (), generator=generator))]
     if kind == "points":
         draws = [sample_point(batch.target, weight, generator=generator) for _ in range(10)]
@@ -183,14 +183,12 @@ def random_prompt(
             torch.where((found | ~batch.pseudo)[:, None], point.float(), batch.backup)
             for point, found in draws
         ]
-        xy = torch.stack([*points, torch.zeros_like(points[0])], 1)
-        return xy, torch.tensor([[1] * 10 + [-1]], device=device).expand(n, -1), None
+        return Prompts.from_points(torch.stack(points, 1)), None
     if kind == "box":
-        xy = jittered_boxes(batch.target, generator).view(n, 2, 2)
-        return xy, torch.tensor([[2, 3]], device=device).expand(n, -1), None
+        return Prompts.from_boxes(jittered_boxes(batch.target, generator)), None
     grid = model.sam.prompt_encoder.mask_input_size[0]
-    nothing = torch.zeros(n, 1, 2, device=device), torch.full((n, 1), -1, device=device)
-    return *nothing, noised_mask(batch.target, grid, generator)
+    nothing = Prompts.nothing(len(batch.target), batch.target.device)
+    return nothing, noised_mask(batch.target, grid, generator)
 
 
 def hq_parameters(head: HqHead, task_prompt: bool) -> list[nn.Parameter]:

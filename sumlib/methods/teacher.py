@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from sumlib.base.masks import resized
+from sumlib.model.prompts import Prompts
 from sumlib.model.sum import Sum
 
 
@@ -27,14 +28,14 @@ class Teacher(nn.Module):
         self.steps += 1
 
     @torch.no_grad()
-    def predict(self, pixels: Tensor, image: Tensor, xy: Tensor, codes: Tensor, bf16: bool = False) -> Tensor:
+    def predict(self, pixels: Tensor, image: Tensor, prompts: Prompts, bf16: bool = False) -> Tensor:
         """Masks (N, S, S) bool of N single prompts: the best of three by predicted IoU.
 
-        ``pixels`` (B, 3, S, S), ``image`` (N,) indexes them; ``xy`` and ``codes`` are prompts of `Sum.decode_codes`.
+        ``pixels`` (B, 3, S, S), ``image`` (N,) indexes them.
         """
         embedding = self.encode(pixels, bf16)
-        logits, score = three_masks(self.model, embedding, image, xy, codes, pixels.shape[-1], bf16)
-        return logits[torch.arange(len(xy), device=xy.device), score.argmax(1)] > 0
+        logits, score = three_masks(self.model, embedding, image, prompts, pixels.shape[-1], bf16)
+        return logits[torch.arange(len(prompts), device=score.device), score.argmax(1)] > 0
 
     @torch.no_grad()
     def encode(self, pixels: Tensor, bf16: bool = False) -> Tensor:
@@ -44,9 +45,9 @@ class Teacher(nn.Module):
 
 
 def three_masks(
-    model: Sum, embedding: Tensor, image: Tensor, xy: Tensor, codes: Tensor, size: int, bf16: bool
+    model: Sum, embedding: Tensor, image: Tensor, prompts: Prompts, size: int, bf16: bool
 ) -> tuple[Tensor, Tensor]:
     """Logits (N, 3, S, S) and predicted IoU (N, 3) of the multi-mask outputs for N single prompts."""
     with torch.autocast(embedding.device.type, torch.bfloat16, enabled=bf16):
-        low, score = model.decode_codes(embedding.index_select(0, image), xy, codes)
+        low, score = model.decode_codes(embedding.index_select(0, image), prompts.xy, prompts.codes)
     return resized(low.float()[:, 1:], (size, size)), score.float()[:, 1:]

@@ -11,6 +11,8 @@ from sumlib.config.params import FinetuneConfig
 from sumlib.config.runs import RunConfig, nearest
 from sumlib.losses import dice_loss, focal_loss
 from sumlib.metrics import mask_iou
+from sumlib.model.prompts import FOREGROUND, PADDING, Prompts
+from sumlib.model.rounds import Round, interactive_rounds
 from sumlib.model.sum import Sum
 from sumlib.sampler import sample_point
 from sumlib.train.batches import Batch
@@ -24,8 +26,8 @@ Term = Callable[[Tensor, Batch, torch.Generator, float], None]
 
 def first_prompt(
     batch: Batch, weight: Tensor | None, generator: torch.Generator, kind: str = "mixed"
-) -> tuple[Tensor, Tensor]:
-    """Round 1: (N, 2, 2) x, y and (N, 2) codes of `Sum.decode_codes`.
+) -> Prompts:
+    """Prompts of round 1, a box or a point for each mask.
 
     ``kind`` "mixed": a box or a random positive point, 50/50 (METHOD section 5); "box"; "uniform-point": a point
     anywhere in the image. Raises ValueError for another kind.
@@ -39,10 +41,8 @@ def first_prompt(
     region = inside[batch.image] if kind == "uniform-point" else batch.target
     point, found = sample_point(region, weight, generator=generator)
     point = torch.where((found | ~batch.pseudo)[:, None], point.float(), batch.backup)
-    corners = jittered_boxes(batch.target, generator).view(n, 2, 2)
-    xy = torch.where(boxed[:, None, None], corners, torch.stack([point, torch.zeros_like(point)], 1))
-    box, click = (torch.tensor([codes], device=device) for codes in ([2, 3], [1, -1]))
-    return xy, torch.where(boxed[:, None], box, click)
+    boxes = Prompts.from_boxes(jittered_boxes(batch.target, generator))
+    return Prompts.where(boxed, boxes, Prompts.from_points(point[:, None]))
 
 
 def next_prompt(
@@ -55,7 +55,7 @@ def next_prompt(
     point, found = sample_point(prediction != batch.target, weight, generator=generator)
     label = batch.target[torch.arange(len(point), device=point.device), point[:, 1], point[:, 0]].long()
     point = torch.where((~found & batch.pseudo)[:, None], batch.backup, point.float())
-    label = torch.where(found, label, torch.where(batch.pseudo, 1, -1))
+    label = torch.where(found, label, torch.where(batch.pseudo, FOREGROUND, PADDING))
     return point[:, None], label[:, None]
 
 
@@ -79,7 +79,7 @@ def interactive_step(
     share: float = 1.0,
     *,
     rounds: int | None = None,
-    first: tuple[Tensor, Tensor] | None = None,
+    first: Prompts | None = None,
     mask_input: Tensor | None = None,
     certainty_of: Callable[[Tensor], Tensor] | None = None,
     term: Term | None = None,
@@ -92,7 +92,7 @@ def interactive_step(
     Args:
         share: factor of the losses.
         rounds: number of rounds, if not the configuration's.
-        first: prompts of round 1, (N, P, 2) and codes (N, P), if not `first_prompt`.
+        first: prompts of round 1, if not `first_prompt`.
         mask_input: mask prompts of round 1, (N, 1, 4h, 4w) logits.
         certainty_of: gives the certainty (N, S, S) from the image embeddings (B, C, h, w), if not the batch's.
         term: a further loss on the embeddings.
@@ -109,37 +109,32 @@ def interactive_step(
     leaf = embedding.detach().requires_grad_()
     if term:
         term(leaf, batch, generator, share)
-    xy, codes = first or first_prompt(batch, weight, generator)
     size, rows = batch.target.shape[-1], torch.arange(len(batch.target), device=batch.target.device)
-    certainty, previous, losses = batch.certainty if run.uncertainty_loss else None, mask_input, []
+    certainty, losses = batch.certainty if run.uncertainty_loss else None, []
     rounds = rounds or config.rounds
-    for number in range(rounds):
-        tasks = (
-            batch.task
-            if run.task_prompt == "continuous" or (run.task_prompt == "first" and number == 0)
-            else None
-        )
+
+    def decode(prompts: Prompts, shown: Tensor | None, number: int) -> tuple[Tensor, Tensor]:
+        given = run.task_prompt == "continuous" or (run.task_prompt == "first" and number == 0)
+        own, tasks = leaf.index_select(0, batch.image), batch.task if given else None
         with torch.autocast(batch.pixels.device.type, torch.bfloat16, enabled=config.bf16):
-            low, score = model.decode_codes(
-                leaf.index_select(0, batch.image), xy, codes, mask_inputs=previous, tasks=tasks
-            )
-        low, score = (
-            (low.float()[:, 1:], score.float()[:, 1:])
-            if number == 0
-            else (low.float()[:, :1], score.float()[:, :1])
-        )
-        logits = resized(low, (size, size))
+            low, score = model.decode_codes(own, prompts.xy, prompts.codes, mask_inputs=shown, tasks=tasks)
+        return low.float(), score.float()
+
+    def next_prompts(turn: Round) -> Prompts:
+        if turn.number == rounds - 2:  # the last round brings no new point
+            return turn.prompts
+        return turn.prompts.add(*next_prompt(batch, turn.mask, weight, generator))
+
+    first = first or first_prompt(batch, weight, generator)
+    for turn in interactive_rounds(decode, first, rounds, next_prompts, mask_inputs=mask_input):
+        logits = resized(turn.logits, (size, size))
         by_output = mask_losses(logits, batch, certainty, config)  # (N, K)
         best = by_output.detach().argmin(1)
-        prediction = logits[rows, best].detach() > 0
-        iou_error = (score[rows, best] - mask_iou(prediction, batch.target)) ** 2
+        turn.take(best, logits[rows, best].detach() > 0)
+        iou_error = (turn.score[rows, best] - mask_iou(turn.mask, batch.target)) ** 2
         loss = (by_output[rows, best] + config.iou_weight * iou_error).mean() * share
         loss.backward()
         losses.append(loss.item())
-        previous = low[rows, best].detach()[:, None]
-        if number < rounds - 2:  # the last round brings no new point
-            point, label = next_prompt(batch, prediction, weight, generator)
-            xy, codes = torch.cat([xy, point], 1), torch.cat([codes, label], 1)
     if embedding.requires_grad:
         embedding.backward(leaf.grad)
     return {"first_round": losses[0], "last_round": losses[-1]}
