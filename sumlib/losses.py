@@ -102,4 +102,7 @@ def _prepare(
             )
     dtype = torch.promote_types(logits.dtype, torch.float32)
     weight = None if certainty is None else certainty.detach().to(dtype)
-    return logits.to(dtype).clamp(-LARGEST_LOGIT, LARGEST_LOGIT), target.to(dtype), weight
+    logits = logits.to(dtype)
+    if logits.numel() and not logits.detach().abs().max() <= LARGEST_LOGIT:  # a clamped copy may be summed in another order
+        logits = logits.clamp(-LARGEST_LOGIT, LARGEST_LOGIT)
+    return logits, target.to(dtype), weight
