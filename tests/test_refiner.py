@@ -15,7 +15,7 @@ from small import entity_samples
 
 from sumlib.base.masks import mask_box
 from sumlib.base.paths import ROOT
-from sumlib.config.params import RefineConfig
+from sumlib.config.params import RefineConfig, load_config
 from sumlib.data.dataset import Sample
 from sumlib.losses import dice_loss, focal_loss
 from sumlib.metrics import boundary_iou, mask_iou
@@ -33,7 +33,8 @@ from sumlib.refiner.pairs import Pairs, make_pairs
 from sumlib.refiner.training import refinement_loss, train_refiner
 from sumlib.sampler import first_click
 
-CONFIG = RefineConfig(
+CONFIG = replace(
+    load_config("smoke").refine,
     iterations=12,
     images=2,
     masks_per_image=2,
@@ -161,7 +162,7 @@ def test_loss_is_sams(model, samples):
     expected = (
         20 * focal_loss(low, target) + dice_loss(low, target) + (score - mask_iou(low > 0, target)) ** 2
     )
-    assert torch.isclose(refinement_loss(Refiner.of(model), e, pairs), expected.mean())
+    assert torch.isclose(refinement_loss(Refiner.of(model), e, pairs, CONFIG), expected.mean())
 
 
 @pytest.fixture(scope="module")

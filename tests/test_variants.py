@@ -10,6 +10,7 @@ import torch
 from small import entity_samples
 
 from sumlib.base.masks import mask_box
+from sumlib.config.params import load_config
 from sumlib.data.dataset import Sample
 from sumlib.methods.hq_sam import HqSum
 from sumlib.methods.refiner_variants import (
@@ -22,11 +23,12 @@ from sumlib.methods.refiner_variants import (
 )
 from sumlib.model.checkpoint import load_sam
 from sumlib.model.sum import Sum
-from sumlib.refiner.measure import changes
 from sumlib.refiner.module import Refiner, refine
 from sumlib.refiner.training import train_refiner
+from sumlib.report.refinement import changes
 
 CONFIG = replace(test_refiner.CONFIG, iterations=2)
+VARIANTS = load_config("smoke").variants
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +62,7 @@ def test_each_variant_trains_what_it_should(model, samples):
         "module": {"network.sam"},
     }
     frozen = {name: value.clone() for name, value in model.state_dict().items()}
-    for key, variant in variants(CONFIG, mae_iterations=1).items():
+    for key, variant in variants(CONFIG, replace(VARIANTS, mae_iterations=1)).items():
         start = variant.build(model, rng(), samples) if variant.build else Refiner.of(model)
         before = {name: value.clone() for name, value in start.state_dict().items()}
         after, log = train_refiner(
@@ -127,7 +129,11 @@ def test_the_masked_autoencoder_learns_and_repeats(model, samples):
             [
                 p.flatten()
                 for p in masked_autoencoder(
-                    model, samples, iterations=iterations, generator=rng(seed), batch=2, progress=False
+                    model,
+                    samples,
+                    replace(VARIANTS, mae_iterations=iterations, mae_images=2),
+                    generator=rng(seed),
+                    progress=False,
                 ).parameters()
             ]
         )
@@ -155,7 +161,7 @@ def test_training_in_bfloat16_is_that_in_full_precision(model, samples):
         samples,
         {"A": samples[:1]},
         settings,
-        {"module": variants(CONFIG)["module"]},
+        {"module": variants(CONFIG, VARIANTS)["module"]},
         progress=False,
     )
     exact, found = log["loss"][1:].to_numpy(), logs[METHOD]["loss"][1:].to_numpy()
@@ -163,7 +169,9 @@ def test_training_in_bfloat16_is_that_in_full_precision(model, samples):
 
 
 def test_killed_variants_go_on_where_they_were(model, samples, tmp_path, monkeypatch):
-    chosen = {key: variant for key, variant in variants(CONFIG).items() if key in ("synthetic", "module")}
+    chosen = {
+        key: variant for key, variant in variants(CONFIG, VARIANTS).items() if key in ("synthetic", "module")
+    }
     compare = partial(
         compare_variants, model, {}, samples, samples, {"A": samples[:2]}, CONFIG, chosen, progress=False
     )
@@ -189,7 +197,9 @@ def test_killed_variants_go_on_where_they_were(model, samples, tmp_path, monkeyp
 
 
 def test_finished_variants_are_made_again_if_an_image_changed(model, samples, tmp_path, monkeypatch, capsys):
-    chosen = {key: variant for key, variant in variants(CONFIG).items() if key in ("synthetic", "module")}
+    chosen = {
+        key: variant for key, variant in variants(CONFIG, VARIANTS).items() if key in ("synthetic", "module")
+    }
     compare = partial(compare_variants, model, {}, samples, samples, config=CONFIG, chosen=chosen)
     trained = []
 
@@ -212,7 +222,9 @@ def test_finished_variants_are_made_again_if_an_image_changed(model, samples, tm
 
 def test_variants_are_compared_on_the_same_masks_whatever_the_workers(model, samples):
     sets = {"A": samples[:2], "B": samples[2:4]}
-    chosen = {key: variant for key, variant in variants(CONFIG).items() if key in ("synthetic", "hq-mp")}
+    chosen = {
+        key: variant for key, variant in variants(CONFIG, VARIANTS).items() if key in ("synthetic", "hq-mp")
+    }
     (one, logs), (two, _) = (
         compare_variants(
             model,

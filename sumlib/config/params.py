@@ -179,16 +179,6 @@ class PseudoLabelConfig:
 
 
 @dataclass(frozen=True)
-class QualityConfig:
-    """What counts as a good pseudo-label in the study of their quality."""
-
-    covered: Fraction
-    """Least IoU with the true mask: the object is covered."""
-    sharp: Fraction
-    """Least boundary IoU with the true mask: the outline is sharp."""
-
-
-@dataclass(frozen=True)
 class U2plConfig:
     """U2PL's contrastive term (runs with `method: u2pl`)."""
 
@@ -307,7 +297,6 @@ class Config:
     refine: RefineConfig
     variants: VariantsConfig
     pseudo_label: PseudoLabelConfig
-    quality: QualityConfig
     finetune: FinetuneConfig
     evaluate: EvaluateConfig
     runs: dict[str, RunConfig]

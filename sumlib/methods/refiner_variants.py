@@ -18,7 +18,7 @@ from sumlib.base.device import seeded
 from sumlib.base.masks import mask_box, resized
 from sumlib.base.parallel import each
 from sumlib.base.progress import with_bar
-from sumlib.config.params import RefineConfig
+from sumlib.config.params import RefineConfig, VariantsConfig
 from sumlib.data.content import content_hash
 from sumlib.data.dataset import Sample
 from sumlib.methods.hq_sam import HqSum, hq_parameters, noised_mask
@@ -90,17 +90,14 @@ def synthetic_pairs(
 def masked_autoencoder(
     model: Sum,
     images: Sequence[Sample],
+    config: VariantsConfig,
     *,
-    iterations: int,
     generator: torch.Generator,
-    batch: int = 16,
-    hidden: float = 0.6,
-    lr: float = 1e-3,
     progress: bool = True,
 ) -> ImageEncoderViT:
     """A new image encoder trained as a masked autoencoder on ``images``.
 
-    It reconstructs images with a fraction ``hidden`` of the blocks blanked. The masked patches are blank
+    It reconstructs images with a fraction ``config.mae_hidden`` of the blocks blanked. The masked patches are blank
     pixels, as in SimMIM, since the encoder has convolutions and windows; blocks are two patches wide.
     """
     with seeded(int(torch.randint(2**31, (), generator=generator))):
@@ -110,9 +107,11 @@ def masked_autoencoder(
         head = nn.Conv2d(model.sam.prompt_encoder.embed_dim, 3 * patch**2, 1)
     pixels = torch.stack([model.preprocess(sample.image) for sample in images])
 
+    batch = config.mae_images
+
     def step(_: torch.Generator, share: int) -> dict[str, float]:
         real = pixels[torch.randint(len(pixels), (batch,), generator=generator).to(pixels.device)]
-        blank = (torch.rand(batch, 1, grid // 2, grid // 2, generator=generator) < hidden).float()
+        blank = (torch.rand(batch, 1, grid // 2, grid // 2, generator=generator) < config.mae_hidden).float()
         blank = F.interpolate(blank, scale_factor=2 * patch, mode="nearest").to(pixels.device)
         painted = F.pixel_shuffle(head(encoder(real * (1 - blank))), patch).float()
         loss = ((painted - real).abs() * blank).sum() / (3 * blank.sum()).clamp(min=1)
@@ -120,17 +119,22 @@ def masked_autoencoder(
         return {"loss": loss.item()}
 
     both = nn.ModuleList([encoder, head]).to(pixels.device)
-    optimiser = torch.optim.AdamW(both.parameters(), lr=lr, weight_decay=0.05)
-    plan = loop.Plan(UpAndDown(iterations), clip=1.0, title="masked autoencoder", progress=progress)
+    optimiser = torch.optim.AdamW(both.parameters(), lr=config.mae_lr, weight_decay=config.mae_weight_decay)
+    plan = loop.Plan(
+        UpAndDown(config.mae_iterations, warmup=config.mae_warmup),
+        clip=config.mae_clip,
+        title="masked autoencoder",
+        progress=progress,
+    )
     loop.fit(step, both, optimiser, plan)
     return encoder
 
 
 class UpAndDown(loop.Schedule):
-    """Linear warm-up over a tenth of the steps; from the middle on straight down to nothing."""
+    """Linear warm-up over the share ``warmup`` of the steps; from the middle on straight down to nothing."""
 
     def __call__(self, step: int) -> float:
-        return min(1.0, (step + 1) / (0.1 * self.iterations + 1), 2 * (1 - step / self.iterations))
+        return min(1.0, (step + 1) / (self.warmup * self.iterations + 1), 2 * (1 - step / self.iterations))
 
 
 @dataclass(frozen=True)
@@ -152,15 +156,17 @@ def _hq(model: Sum, generator: torch.Generator, images: Sequence[Sample]) -> Ref
         return HqRefiner(HqSum(deepcopy(model.sam)), mask_only=True)
 
 
-def _adapted(model: Sum, generator: torch.Generator, images: Sequence[Sample], width: int = 32) -> Refiner:
+def _adapted(
+    model: Sum, generator: torch.Generator, images: Sequence[Sample], config: VariantsConfig
+) -> Refiner:
     encoder = deepcopy(model.sam.image_encoder).requires_grad_(False)
-    add_adapters(encoder, width, generator)
+    add_adapters(encoder, config.adapter_width, generator)
     return EncoderRefiner.of(model, encoder)
 
 
-def _mae(model: Sum, generator: torch.Generator, images: Sequence[Sample], iterations: int) -> Refiner:
+def _mae(model: Sum, generator: torch.Generator, images: Sequence[Sample], config: VariantsConfig) -> Refiner:
     return EncoderRefiner.of(
-        model, masked_autoencoder(model, images, iterations=iterations, generator=generator, progress=False)
+        model, masked_autoencoder(model, images, config, generator=generator, progress=False)
     )
 
 
@@ -168,7 +174,7 @@ METHOD = "mask-refinement module"
 """Title of the method's own module."""
 
 
-def variants(config: RefineConfig, mae_iterations: int = 120) -> dict[str, Variant]:
+def variants(config: RefineConfig, settings: VariantsConfig) -> dict[str, Variant]:
     """All variants that are trained for the comparison, the slowest first, and the method's own module.
 
     Where the image encoder runs in training, a step has as many masks as the method's but from half of the
@@ -177,8 +183,8 @@ def variants(config: RefineConfig, mae_iterations: int = 120) -> dict[str, Varia
     nothing = {"min_iou": 0.0, "pred_iou_thresh": 0.0, "stability_thresh": 0.0}
     fewer = {"images": max(1, config.images // 2), "masks_per_image": 2 * config.masks_per_image}
     return {
-        "mae": Variant("MAE encoder", 8, partial(_mae, iterations=mae_iterations), changed=fewer),
-        "adapter": Variant("encoder adapter", 8, _adapted, changed=fewer),
+        "mae": Variant("MAE encoder", 8, partial(_mae, config=settings), changed=fewer),
+        "adapter": Variant("encoder adapter", 8, partial(_adapted, config=settings), changed=fewer),
         "hq-mp": Variant("HQ-SAM MP", 7, _hq, synthetic_pairs),
         "hq-mp-sam": Variant("HQ-SAM MP, SAM's masks", 7, _hq),
         "no-filter": Variant("without filtering", 8, changed=nothing),

@@ -29,6 +29,9 @@ class U2pl(Method):
                 batch.certainty[pseudo],
                 generator=generator,
                 theta=self.config.theta,
+                anchors=self.config.u2pl.anchors,
+                negatives=self.config.u2pl.negatives,
+                temperature=self.config.u2pl.temperature,
             )
             (self.run.contrast * share * loss).backward()
 

@@ -23,11 +23,6 @@ from sumlib.refiner.module import Refiner, refine
 from sumlib.refiner.pairs import HumanImages, Pairs, make_pairs
 from sumlib.train import loop
 
-FOCAL, DICE, IOU = 20.0, 1.0, 1.0  # SAM's loss (METHOD section 4)
-WARMUP, CLIP = 0.05, 1.0  # share of the steps that warm up; largest gradient norm
-CHECKS = 10  # times that the held-out masks are refined in a training, besides the start
-HELD_OUT = 400  # masks at most
-
 
 def train_refiner(
     model: Sum,
@@ -72,7 +67,8 @@ def train_refiner(
 
     def step(_: torch.Generator, share: int) -> dict[str, float]:
         numbers, embeddings, pairs = _draw(pool, train, config, generator)
-        loss = refinement_loss(refiner, refiner.embed(embeddings, partial(pool.pixels, numbers)), pairs)
+        embedded = refiner.embed(embeddings, partial(pool.pixels, numbers))
+        loss = refinement_loss(refiner, embedded, pairs, config)
         loss.backward()
         return {"loss": loss.item()}
 
@@ -82,9 +78,9 @@ def train_refiner(
         refiner,
         torch.optim.AdamW([p for p in refiner.parameters() if p.requires_grad], lr=config.lr),
         loop.Plan(
-            loop.Schedule(config.iterations, warmup=WARMUP * config.iterations),
-            clip=CLIP,
-            every=max(1, config.iterations // CHECKS),
+            loop.Schedule(config.iterations, warmup=config.warmup * config.iterations),
+            clip=config.clip,
+            every=max(1, config.iterations // config.checks),
             title="refiner",
             progress=progress,
         ),
@@ -150,7 +146,7 @@ def _merit(row: Mapping[str, float]) -> float:
     return row["iou"] + row["biou"]
 
 
-def refinement_loss(refiner: Refiner, embeddings: Tensor, pairs: Pairs) -> Tensor:
+def refinement_loss(refiner: Refiner, embeddings: Tensor, pairs: Pairs, config: RefineConfig) -> Tensor:
     """SAM's loss of the refined masks against the human ones, mean over N pairs.
 
     ``pairs.image`` indexes ``embeddings`` (B, C, h, w).
@@ -159,9 +155,9 @@ def refinement_loss(refiner: Refiner, embeddings: Tensor, pairs: Pairs) -> Tenso
     logits = resized(low[:, None].float(), pairs.target.shape[-2:])[:, 0]
     actual = mask_iou(logits.detach() > 0, pairs.target)
     return (
-        FOCAL * focal_loss(logits, pairs.target)
-        + DICE * dice_loss(logits, pairs.target)
-        + IOU * (score.float() - actual) ** 2
+        config.focal_weight * focal_loss(logits, pairs.target)
+        + config.dice_weight * dice_loss(logits, pairs.target)
+        + config.iou_weight * (score.float() - actual) ** 2
     ).mean()
 
 
@@ -205,7 +201,7 @@ def _held_out(
     for start in range(0, len(numbers), config.images):
         chunk = numbers[start : start + config.images]
         pairs = pool.pairs(chunk, config.masks_per_image, config, generator)[1]
-        if len(pairs) and count < HELD_OUT:
+        if len(pairs) and count < config.held_out:
             chunks.append((chunk, pairs))
             count += len(pairs)
     return chunks
