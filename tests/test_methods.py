@@ -82,7 +82,9 @@ def quiet(tmp_path, monkeypatch):
 def with_run(tmp_path: Path, **entry) -> Path:
     """params.yaml with one more run, "one-more"."""
     params = yaml.safe_load(PARAMS.read_text(encoding="utf-8"))
-    params["runs"]["one-more"] = {"model": "One more", "budget": "small", **entry}
+    run = {"model": "One more", "budget": "small", **entry}
+    params["with_labels" if entry.get("unlabeled") else "human_only"]["one-more"] = run
+    params["runs"]["one-more"] = run
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     return tmp_path / "params.yaml"
 
@@ -113,7 +115,8 @@ def test_methods_are_the_files_that_state_one(quiet):
 
 @pytest.mark.parametrize("name", ["u2p", "teacher", "refiner_variants", "registry", "../u2pl"])
 def test_an_unknown_method_is_refused_with_the_nearest_names(tmp_path, name):
-    with pytest.raises(ConfigError, match=re.escape(f"runs.one-more.method is {name!r}; the nearest are: ")):
+    message = re.escape(f"human_only.one-more.method is {name!r}; the nearest are: ")
+    with pytest.raises(ConfigError, match=message):
         load_config("smoke", with_run(tmp_path, method=name))
     with pytest.raises(ValueError, match="the nearest are: "):
         load_method(name)
@@ -136,7 +139,7 @@ def test_an_unknown_method_is_refused_with_the_nearest_names(tmp_path, name):
 )
 def test_options_without_their_method_and_methods_without_their_option_are_refused(tmp_path, entry, message):
     entry = {"pseudo_labels": "small", "unlabeled": True, **entry}
-    with pytest.raises(ConfigError, match=re.escape(f"runs.one-more.{message}")):
+    with pytest.raises(ConfigError, match=re.escape(f"with_labels.one-more.{message}")):
         load_config("smoke", with_run(tmp_path, **entry))
 
 

@@ -87,8 +87,9 @@ def interactive_step(
 ) -> dict[str, float]:
     """One batch through all rounds, back-propagated round by round.
 
-    A single prompt (round 1) gets the three masks, of which only the best one is trained; later rounds get one
-    mask. The decoder's graph of a round is freed before the next one starts; the encoder is back-propagated once.
+    A single prompt (round 1) gets the three masks, of which only the best one is trained; later rounds get
+    one. The decoder's graph of a round is freed before the next one starts; the encoder is back-propagated
+    once.
 
     Args:
         share: factor of the losses.
