@@ -1,4 +1,4 @@
-"""Uncertainty of pseudo-labels: how far SAM's probability and the refined one are apart (METHOD.md section 3)."""
+"""Uncertainty of pseudo-labels: how far SAM's and the refined probability are apart (METHOD.md section 3)."""
 
 from typing import TypeVar
 
@@ -39,7 +39,7 @@ def uncertainty_map(logits: Tensor, refined_logits: Tensor) -> Tensor:
 
 
 def certainty_map(logits: Tensor, refined_logits: Tensor) -> Tensor:
-    """c = 1 - u, the weight the losses and the sampler take: shapes and errors as `uncertainty_map`, in [0, 1].
+    """c = 1 - u, the weight that losses and sampler take: shapes and errors as `uncertainty_map`, in [0, 1].
 
     >>> import torch
     >>> certainty_map(torch.tensor([0.0, 9e9]), torch.tensor([0.0, 0.0]))

@@ -1,4 +1,4 @@
-"""Worker processes of one thread each: on a CPU they train and evaluate small models faster than the threads of one process."""
+"""Worker processes of one thread each: on a CPU faster for small models than the threads of one process."""
 
 import ctypes
 import os
@@ -16,7 +16,9 @@ from torch import Tensor, distributed, multiprocessing
 
 
 def processes() -> int:
-    """How many processes a job on a CPU may use: environment variable SUM_PROCESSES, else one for each core that this process may run on.
+    """How many processes a job on a CPU may use.
+
+    The environment variable SUM_PROCESSES says so, else one for each core that this process may run on.
 
     It changes no result, only the time. Raises ValueError if the variable holds no positive whole number.
     """
@@ -25,13 +27,14 @@ def processes() -> int:
         return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if not wanted.isdecimal() or wanted == "0":
         raise ValueError(
-            f"the environment variable SUM_PROCESSES is {wanted!r}; allowed: a whole number from 1 on, or unset for one process a core"
+            f"the environment variable SUM_PROCESSES is {wanted!r}; "
+            "allowed: a whole number from 1 on, or unset for one process a core"
         )
     return int(wanted)
 
 
 def together(work: Callable[..., None], workers: int, *arguments) -> None:
-    """Run ``work(rank, *arguments)`` in ``workers`` forked processes that can `average`; returns when all have ended.
+    """Run ``work(rank, *arguments)`` in ``workers`` forked processes that can `average`; wait for all of them.
 
     They start with a copy of everything this process holds; what they change stays with them. The first
     failure ends all and is raised.
