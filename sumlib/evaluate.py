@@ -52,7 +52,7 @@ def evaluate_run(
     prompts: Sequence[str] | None = None,
     settings: Sequence[str] | None = None,
 ) -> pd.DataFrame:
-    """Evaluate ``model`` on the good samples of data sets; a row for each mask, first prompt, setting and round.
+    """Evaluate ``model`` on the good samples of data sets; a row for each mask, prompt, setting and round.
 
     On a CPU ``config.workers`` processes share the data sets.
 

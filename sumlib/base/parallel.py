@@ -34,7 +34,7 @@ def processes() -> int:
 
 
 def together(work: Callable[..., None], workers: int, *arguments) -> None:
-    """Run ``work(rank, *arguments)`` in ``workers`` forked processes that can `average`; wait for all of them.
+    """Run ``work(rank, *arguments)`` in ``workers`` forked processes that can `average`; wait for all.
 
     They start with a copy of everything this process holds; what they change stays with them. The first
     failure ends all and is raised.

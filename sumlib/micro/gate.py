@@ -44,7 +44,7 @@ def coarse_examples(datasets: Mapping[str, Iterable[Sample]]) -> Iterator[Exampl
 
 @torch.no_grad()
 def gate(model: Sum, examples: Iterable[Example], rounds: int = 6) -> dict[str, list[float]]:
-    """Mean IoU (points) over the masks of each level, {"entity": [round 1, ...], ...}; round 1 is best of three."""
+    """Mean IoU in points, {"entity": [round 1, ...], "part": ...}; round 1 is best of three."""
     model.eval()
     scores: dict[str, list] = {}
     for image, masks, level in examples:

@@ -79,7 +79,7 @@ class Batches:
         self.store, self.rng = store, np.random.default_rng(seed)
 
     def draw(self, count: int, prompts: int) -> dict[str, Tensor]:
-        """Images (B, H, W, 3) uint8, all (B, M, HW) coarse masks padded; of each prompt image, mask, level, exact."""
+        """Images (B, H, W, 3) uint8, all (B, M, HW) coarse masks; of each prompt image, mask, level."""
         rng, rows, images = self.rng, [], []
         everything, where, number, level, exact = [], [], [], [], []
         for b, index in enumerate(rng.integers(0, len(self.store.images), count)):

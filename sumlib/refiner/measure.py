@@ -32,7 +32,7 @@ def measure_refinement(
     bins: int = 20,
     progress: bool = True,
 ) -> dict:
-    """SAM's masks before and after refinement, and how often a pixel is right given its certainty (JSON-ready).
+    """SAM's masks before and after refinement, and how often a pixel is right by its certainty (JSON-ready).
 
     Each human mask is prompted once (`before_and_after`), SAM's best of three outputs is refined; no filter.
     ``levels[level]`` are images with true masks, also in the result: "levels": per level equally long lists

@@ -39,7 +39,7 @@ class Refiner(nn.Module):
         return cls(network, network.decoder_parameters, *more)
 
     def embed(self, embeddings: Tensor, pixels: Callable[[], Tensor]) -> Tensor:
-        """The embeddings (B, C, h, w) that `forward` looks at; here SAM's. ``pixels()`` are images (B, 3, S, S)."""
+        """What `forward` looks at, (B, C, h, w); here SAM's. ``pixels()`` are images (B, 3, S, S)."""
         return embeddings
 
     def forward(

@@ -80,7 +80,7 @@ def make_pairs(
 
 
 class HumanImages:
-    """Human-annotated images by number; what fits into ``memory`` bytes is kept, the rest encoded on every access.
+    """Human-annotated images by number; what fits into ``memory`` bytes is encoded once, the rest anew.
 
     ``make`` makes the training pairs, with the arguments of `make_pairs`. ``read`` lists which images were
     encoded together and kept: the last bits of an embedding depend on that, so who resumes a training has
@@ -99,7 +99,7 @@ class HumanImages:
 
     @torch.no_grad()
     def get(self, numbers: Sequence[int]) -> tuple[Tensor, list[Tensor], Tensor]:
-        """Embeddings (B, C, h, w), masks (M, S, S) bool of each image, the frame less padding (B, S, S) bool."""
+        """Embeddings (B, C, h, w), masks (M, S, S) of each image, frame without padding (B, S, S); bool."""
         missing = [number for number in dict.fromkeys(numbers) if number not in self.kept]
         fresh, model, kept = {}, self.model, len(self.kept)
         if missing:
