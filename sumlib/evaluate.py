@@ -1,4 +1,4 @@
-"""Interactive evaluation: deterministic clicks, IoU and boundary IoU of every mask at every round (METHOD section 8)."""
+"""Interactive evaluation: deterministic clicks, both IoUs of every mask at every round (METHOD section 8)."""
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -52,7 +52,7 @@ def evaluate_run(
     prompts: Sequence[str] | None = None,
     settings: Sequence[str] | None = None,
 ) -> pd.DataFrame:
-    """Evaluate ``model`` on the good samples of each data set; one row a mask, first prompt, setting and round.
+    """Evaluate ``model`` on the good samples of data sets; a row for each mask, prompt, setting and round.
 
     On a CPU ``config.workers`` processes share the data sets.
 
@@ -167,7 +167,9 @@ def interact(
     boundary_distance: int = 10,
     keep: bool = False,
 ) -> list[tuple[Tensor, ...]]:
-    """Prompt N masks for ``rounds`` rounds; one (IoU (N,), boundary IoU (N,)) a round, with ``keep`` also the masks (N, H, W).
+    """Prompt N masks for ``rounds`` rounds.
+
+    Returns for each round (IoU (N,), boundary IoU (N,)), with ``keep`` also the masks (N, H, W) bool.
 
     ``embedding`` (B, C, h, w), ``image`` (N,) index into it, ``target`` (N, H, W) bool at the original size.
     In the oracle setting a first round's best of three outputs, by IoU with the target, is taken and shown to
@@ -176,7 +178,8 @@ def interact(
     """
     if prompt not in ("point", "box", "boundary-point") or setting not in ("oracle", "single", "ranked"):
         raise ValueError(
-            f"no first prompt {prompt!r} or setting {setting!r}; known are point, box, boundary-point; oracle, single, ranked"
+            f"no first prompt {prompt!r} or setting {setting!r}; "
+            "known are point, box, boundary-point; oracle, single, ranked"
         )
     n, size, device = len(target), target.shape[1:], embedding.device
     own, target = embedding[image.to(device)], target.to(device)
@@ -212,7 +215,10 @@ def interact(
 
 
 def one_click(model: Sum, sample: Sample, target: Tensor, *, run: RunConfig, task: int) -> Tensor:
-    """Masks (N, H, W) bool of one image after one click on each of ``target`` (N, H, W) bool, in the oracle setting; `interact` says the rest."""
+    """Masks (N, H, W) bool of one image after one click on each of ``target`` (N, H, W) bool.
+
+    In the oracle setting of `interact`.
+    """
     with torch.no_grad():
         embedding = model.encode(model.preprocess(sample.image)[None])
     image = torch.zeros(len(target), dtype=torch.long)

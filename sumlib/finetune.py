@@ -11,15 +11,17 @@ import pandas as pd
 import torch
 from torch import nn
 
+from sumlib.base.code import code_hash
 from sumlib.base.device import best_device, seeded
 from sumlib.config.params import Config
 from sumlib.config.runs import RunConfig
+from sumlib.data.content import content_hash
 from sumlib.methods.registry import load_method
 from sumlib.model.foundation import load_foundation
 from sumlib.model.sum import Sum
 from sumlib.train.batches import HumanSource, PseudoSource, collate, open_sources
 from sumlib.train.loop import Checkpoint, Plan, Schedule, Step, fingerprint, fit
-from sumlib.train.method import Lesson
+from sumlib.train.method import Lesson, Method
 
 
 def finetune(
@@ -55,13 +57,6 @@ def finetune(
         for source, counts in zip(sources, config.prompts_per_iteration(run))
         for prompts in counts
     ]
-    mark = fingerprint(
-        own.__dict__,
-        run.__dict__,
-        config.with_backbone(run.backbone).checkpoint,
-        *([labels] if run.unlabeled else []),
-        len(sources[0]),
-    )
     saved = model if method.companion is None else nn.ModuleList([model, method.companion])
     log = fit(
         _step(model, method.lessons(), sources[0], plan, shares),
@@ -75,11 +70,34 @@ def finetune(
             every=own.checkpoint_every,
             title=run.name,
         ),
-        checkpoint=Checkpoint(resume, mark),
+        checkpoint=Checkpoint(resume, _fingerprint(config, run, method, sources, labels) if resume else ""),
         before=lambda _: method.before_step(model),
     )
     method.finish(model)
     return model.eval().cpu(), log
+
+
+def _fingerprint(
+    config: Config,
+    run: RunConfig,
+    method: Method,
+    sources: tuple[HumanSource, PseudoSource | None],
+    labels: Path | None,
+) -> str:
+    """Hash of all that decides a training: numbers, checkpoint, code, images, masks and pseudo-labels."""
+    human, unlabeled = sources
+    data = [content_hash(dataset) for dataset in human.datasets]
+    if unlabeled is not None:
+        data.append(content_hash(unlabeled.images))
+    return fingerprint(
+        method.config.__dict__,
+        run.__dict__,
+        config.prompts_per_iteration(run),
+        config.with_backbone(run.backbone).checkpoint,
+        *([labels] if run.unlabeled else []),
+        data,
+        code_hash(__name__, type(method).__module__),
+    )
 
 
 def _step(

@@ -1,6 +1,20 @@
-"""Uncertainty of pseudo-labels: how far SAM's probability and the refined one are apart (METHOD.md section 3)."""
+"""Uncertainty of pseudo-labels: how far SAM's and the refined probability are apart (METHOD.md section 3)."""
 
+from typing import TypeVar
+
+import numpy as np
 from torch import Tensor
+
+Values = TypeVar("Values", Tensor, np.ndarray)
+
+
+def certainty_between(p: Values, q: Values, top: float = 1.0) -> Values:
+    """c = 1 - |p - q| / top of two probabilities, given as numbers from 0 to ``top`` (255 for 8-bit maps).
+
+    >>> certainty_between(np.array([0.0, 255.0]), np.array([51.0, 0.0]), 255)
+    array([0.8, 0. ])
+    """
+    return 1 - abs(p - q) / top
 
 
 def uncertainty_map(logits: Tensor, refined_logits: Tensor) -> Tensor:
@@ -20,17 +34,22 @@ def uncertainty_map(logits: Tensor, refined_logits: Tensor) -> Tensor:
     >>> uncertainty_map(torch.tensor([0.0, 9e9, -9e9]), torch.tensor([0.0, 0.0, 9e9]))
     tensor([0.0000, 0.5000, 1.0000])
     """
-    if logits.shape != refined_logits.shape:
-        shapes = f"{tuple(logits.shape)} and {tuple(refined_logits.shape)}"
-        raise ValueError(f"logits and refined_logits differ in shape: {shapes}")
-    return (logits.float().sigmoid() - refined_logits.float().sigmoid()).abs()
+    p, q = _probabilities(logits, refined_logits)
+    return (p - q).abs()
 
 
 def certainty_map(logits: Tensor, refined_logits: Tensor) -> Tensor:
-    """c = 1 - u, the weight the losses and the sampler take: shapes and errors as `uncertainty_map`, in [0, 1].
+    """c = 1 - u, the weight that losses and sampler take: shapes and errors as `uncertainty_map`, in [0, 1].
 
     >>> import torch
     >>> certainty_map(torch.tensor([0.0, 9e9]), torch.tensor([0.0, 0.0]))
     tensor([1.0000, 0.5000])
     """
-    return 1 - uncertainty_map(logits, refined_logits)
+    return certainty_between(*_probabilities(logits, refined_logits))
+
+
+def _probabilities(logits: Tensor, refined_logits: Tensor) -> tuple[Tensor, Tensor]:
+    if logits.shape != refined_logits.shape:
+        shapes = f"{tuple(logits.shape)} and {tuple(refined_logits.shape)}"
+        raise ValueError(f"logits and refined_logits differ in shape: {shapes}")
+    return logits.float().sigmoid(), refined_logits.float().sigmoid()

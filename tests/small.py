@@ -1,9 +1,13 @@
 """A SAM small enough for tests: random weights, 32 x 32 pixels, mask logits of the same size."""
 
+import shutil
+from pathlib import Path
+
 import numpy as np
 import torch
 from torch import nn
 
+from sumlib.base.paths import ROOT
 from sumlib.data.dataset import Sample
 from sumlib.micro.world import Style, make_scene
 from sumlib.model.micro_sam import build_sam_micro
@@ -26,3 +30,13 @@ def small_sum(seed: int = 0, size: int = 32) -> Sum:
             mlp.layers[-1].weight.mul_(60)
             nn.init.zeros_(mlp.layers[-1].bias)
     return model.eval()
+
+
+def changed_package(root: Path, module: str, old: str, new: str) -> Path:
+    """A folder with a copy of the package in which the first ``old`` of ``module`` reads ``new``."""
+    shutil.copytree(ROOT / "sumlib", root / "sumlib", ignore=shutil.ignore_patterns("__pycache__"))
+    path = root / "sumlib" / module
+    text = path.read_text(encoding="utf-8")
+    assert old in text
+    path.write_text(text.replace(old, new, 1), encoding="utf-8")
+    return root

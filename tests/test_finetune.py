@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,22 +10,24 @@ import numpy as np
 import pytest
 import torch
 from scenes import make_scene
-from small import small_sum
+from small import changed_package, small_sum
 from torch.nn import functional as F
 
 from sumlib.base.masks import jittered_boxes, mask_box
 from sumlib.config.params import load_config
 from sumlib.data.dataset import Dataset, Entry
 from sumlib.data.registry import open_dataset
+from sumlib.finetune import _fingerprint as fingerprint_of
 from sumlib.finetune import finetune
 from sumlib.methods.augseg import AugSeg
+from sumlib.methods.registry import load_method
 from sumlib.methods.teacher import Teacher
 from sumlib.metrics import mask_iou
 from sumlib.micro.export import write_dataset
 from sumlib.model.checkpoint import load_sam, load_sum, save_sam, save_sum
 from sumlib.model.sum import Sum
 from sumlib.pipeline.smoke import pseudo_labels
-from sumlib.train.batches import Batch, HumanSource, PseudoSource, collate
+from sumlib.train.batches import Batch, HumanSource, PseudoSource, collate, open_sources
 from sumlib.train.interactive import (
     first_prompt,
     interactive_step,
@@ -501,6 +504,33 @@ def test_a_killed_run_ends_with_the_same_weights(whole, tmp_path, monkeypatch):
     assert len(log) == 2 and all(
         torch.equal(value, weights(expected)[name]) for name, value in weights(resumed).items()
     )
+
+
+def test_a_checkpoint_is_of_its_code_and_data(whole, tmp_path, monkeypatch):
+    config, labels = whole
+    run = config.run("sum-medium")
+    human, unlabeled = open_sources(config, run, labels)
+    method = load_method(run.method)(run, config.finetune)
+    found = partial(fingerprint_of, config, run, method, labels=labels)
+    before = found((human, unlabeled))
+    assert found(open_sources(config, run, labels)) == before
+    samples = [dataset[k] for dataset in human.datasets for k in range(len(dataset))]
+    image = samples[0].image.copy()
+    image[0, 0, 0] ^= 1
+    other = SimpleNamespace(datasets=[[replace(samples[0], image=image), *samples[1:]]])
+    same = SimpleNamespace(datasets=[samples])
+    assert found((other, unlabeled)) != found((same, unlabeled))
+    for module, old, new in (
+        ("losses.py", "return ", "return 2 * "),
+        ("model/fast_decoder.py", "return ", "return 2 * "),
+    ):
+        root = changed_package(tmp_path / module, module, old, new)
+        with monkeypatch.context() as patch:
+            patch.setattr("sumlib.base.code.ROOT", root)
+            assert found((human, unlabeled)) != before
+    root = changed_package(tmp_path / "u2pl", "methods/u2pl.py", "return ", "return 2 * ")  # not this method
+    monkeypatch.setattr("sumlib.base.code.ROOT", root)
+    assert found((human, unlabeled)) == before
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,11 @@
 """Worker processes: means over all of them, items in order, failures that are heard."""
 
+import os
+import signal
+import subprocess
+import sys
+import time
+
 import pytest
 import torch
 from torch.multiprocessing import ProcessRaisedException
@@ -71,3 +77,45 @@ def test_one_process_does_all_items_itself(monkeypatch):
     done = []
     list(each(done.append, range(3), 2))
     assert done == [0, 1, 2]
+
+
+def test_a_call_within_a_call_has_its_own_work(monkeypatch):
+    monkeypatch.setenv("SUM_PROCESSES", "2")
+    outer = each(lambda item: item * 10, range(4), 2)
+    first = next(outer)
+    inner = list(each(lambda item: item + 1, range(4), 2))  # while the outer one is not done
+    assert [first, *outer] == [0, 10, 20, 30] and inner == [1, 2, 3, 4]
+
+
+def runs(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rsplit(")", 1)[1].split()[0] != "Z"  # a zombie has ended
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks /proc")
+def test_workers_end_with_a_parent_that_is_killed(tmp_path):
+    code = (
+        "import os, sys, time\n"
+        "from pathlib import Path\n"
+        "from sumlib.base.parallel import each\n"
+        "def work(item):\n"
+        "    (Path(sys.argv[1]) / str(os.getpid())).touch()\n"
+        "    time.sleep(600)\n"
+        "list(each(work, range(2), 2))\n"
+    )
+    environment = os.environ | {"SUM_PROCESSES": "2"}
+    parent = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], env=environment)
+    deadline = time.monotonic() + 120
+    while len(pids := [int(path.name) for path in tmp_path.iterdir()]) < 2:
+        assert parent.poll() is None and time.monotonic() < deadline
+        time.sleep(0.1)
+    assert all(map(runs, pids))
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    deadline = time.monotonic() + 20
+    while any(map(runs, pids)):
+        assert time.monotonic() < deadline, "workers outlive their parent"
+        time.sleep(0.1)

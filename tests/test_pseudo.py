@@ -10,6 +10,7 @@ import pytest
 import torch
 from segment_anything import SamAutomaticMaskGenerator
 from segment_anything.utils.amg import rle_to_mask
+from small import changed_package
 
 from sumlib.base.paths import SAMPLE
 from sumlib.config.params import PseudoLabelConfig
@@ -170,6 +171,22 @@ def test_parts_of_another_configuration_are_made_again(model, config, tmp_path, 
         PseudoLabels(tmp_path / "a.parquet", refined=False).table(["area"])["area"].to_numpy().max()
         >= 0.3 * 64 * 64
     )
+
+
+@pytest.mark.parametrize(
+    ("module", "old", "new", "same"),
+    [
+        ("model/fast_decoder.py", "return ", "return 2 * ", False),
+        ("model/fast_decoder.py", '"""', '"""Other words. ', True),
+        ("report/claims.py", "return ", "return 2 * ", True),
+    ],
+)
+def test_parts_of_another_decoder_are_made_again(
+    model, config, tmp_path, monkeypatch, module, old, new, same
+):
+    before = store._fingerprint(model, config)
+    monkeypatch.setattr("sumlib.base.code.ROOT", changed_package(tmp_path, module, old, new))
+    assert (store._fingerprint(model, config) == before) == same
 
 
 @pytest.fixture(scope="module")

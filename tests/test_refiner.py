@@ -1,20 +1,17 @@
 """The refinement module: its input, its training pairs, its training on held-out masks, its file, its measurement."""
 
 import json
-import shutil
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from segment_anything.utils.amg import calculate_stability_score
-from small import entity_samples
+from small import changed_package, entity_samples
 
 from sumlib.base.masks import mask_box
-from sumlib.base.paths import ROOT
 from sumlib.config.params import RefineConfig, load_config
 from sumlib.data.dataset import Sample
 from sumlib.losses import dice_loss, focal_loss
@@ -239,15 +236,6 @@ def test_a_killed_training_ends_with_the_same_refiner(model, plain, tmp_path, mo
     assert len(steps) == CONFIG.iterations
 
 
-def other_code(root: Path, module: str, old: str, new: str) -> Path:
-    """A copy of the package in which a line of ``module`` differs."""
-    shutil.copytree(ROOT / "sumlib", root / "sumlib", ignore=shutil.ignore_patterns("__pycache__"))
-    path = root / "sumlib" / module
-    assert old in path.read_text()
-    path.write_text(path.read_text().replace(old, new, 1))
-    return root
-
-
 @pytest.mark.parametrize(
     "changed", ["nothing", "words", "losses.py", "model/fast_decoder.py", "a pixel", "a mask"]
 )
@@ -267,10 +255,10 @@ def test_a_training_goes_on_only_if_neither_code_nor_data_changed(
         train_refiner(model, plain, config, generator=generator(), progress=False, resume=path)
     samples = list(plain)
     if changed == "words":
-        root = other_code(tmp_path, "losses.py", '"""', '"""Other words. ')
+        root = changed_package(tmp_path, "losses.py", '"""', '"""Other words. ')
         monkeypatch.setattr("sumlib.base.code.ROOT", root)
     elif changed.endswith(".py"):
-        root = other_code(tmp_path, changed, "return", "return 2 *")
+        root = changed_package(tmp_path, changed, "return", "return 2 *")
         monkeypatch.setattr("sumlib.base.code.ROOT", root)
     elif changed != "nothing":
         image, masks = samples[5].image.copy(), samples[5].masks.copy()

@@ -145,7 +145,8 @@ def _face_groups(source: str) -> dict[str, list[str]] | None:
 @cache
 def _imports(source: str) -> list[ast.Import | ast.ImportFrom]:
     """The import statements that are run in ``source``."""
-    return [node for node in _runtime_nodes(ast.parse(source)) if isinstance(node, ast.Import | ast.ImportFrom)]
+    nodes = _runtime_nodes(ast.parse(source))
+    return [node for node in nodes if isinstance(node, ast.Import | ast.ImportFrom)]
 
 
 def _whole(name: str, root: Path) -> set[str]:

@@ -78,7 +78,7 @@ def synthetic_pairs(
     generator: torch.Generator,
     inside: Tensor | None = None,
 ) -> Pairs:
-    """`make_pairs` with the human mask distorted (`noised_mask`) in place of SAM's; only empty ones are dropped."""
+    """`make_pairs` with the human mask distorted (`noised_mask`) instead of SAM's; empty ones are dropped."""
     low = noised_mask(target, model.sam.prompt_encoder.mask_input_size[0], generator)
     full = resized(low, target.shape[-2:])
     masks = full[:, 0] > 0 if inside is None else (full[:, 0] > 0) & inside
@@ -97,8 +97,8 @@ def masked_autoencoder(
 ) -> ImageEncoderViT:
     """A new image encoder trained as a masked autoencoder on ``images``.
 
-    It reconstructs images with a fraction ``config.mae_hidden`` of the blocks blanked. The masked patches are blank
-    pixels, as in SimMIM, since the encoder has convolutions and windows; blocks are two patches wide.
+    It reconstructs images with a fraction ``config.mae_hidden`` of the blocks blanked. Masked patches are
+    blank pixels, as in SimMIM, since the encoder has convolutions and windows; blocks are two patches wide.
     """
     with seeded(int(torch.randint(2**31, (), generator=generator))):
         encoder = build_like(model.sam).image_encoder

@@ -1,4 +1,6 @@
-"""Smaller micro SAMs, the stand-ins for ViT-L and ViT-B (the micro SAM stands for ViT-H), distilled from the micro SAM.
+"""Smaller micro SAMs, distilled from the micro SAM.
+
+They are the stand-ins for ViT-L and ViT-B; the micro SAM stands for ViT-H.
 
 As in MobileSAM a smaller image encoder first learns to give the larger one's embeddings. It starts from some
 of the larger one's blocks, prompt encoder and mask decoder from all of them; then everything is trained on
@@ -61,7 +63,7 @@ def inherit(small: Sam, large: Sam, blocks: tuple[int, ...]) -> None:
 
 
 def write(path: Path, sam: Sam, config: FoundationConfig) -> None:
-    """Write a distilled model in half precision, which is exact enough to start from and half as large in git."""
+    """Write a distilled model in half precision: exact enough to start from, half as large in git."""
     save_sam(
         path,
         sam.half(),

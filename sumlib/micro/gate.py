@@ -1,4 +1,7 @@
-"""The gate of a foundation model: how well it segments entities and parts at coarse outlines, click by click, before anything starts from it."""
+"""The gate of a foundation model: how well it segments entities and parts, click by click.
+
+The masks have coarse outlines. The gate is passed before anything starts from the model.
+"""
 
 from collections.abc import Iterable, Iterator, Mapping
 
@@ -41,7 +44,7 @@ def coarse_examples(datasets: Mapping[str, Iterable[Sample]]) -> Iterator[Exampl
 
 @torch.no_grad()
 def gate(model: Sum, examples: Iterable[Example], rounds: int = 6) -> dict[str, list[float]]:
-    """Mean IoU (points) over the masks of each level per round, best of three at the first: {"entity": [round 1, ...], ...}."""
+    """Mean IoU in points, {"entity": [round 1, ...], "part": ...}; round 1 is best of three."""
     model.eval()
     scores: dict[str, list] = {}
     for image, masks, level in examples:

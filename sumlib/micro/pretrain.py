@@ -60,11 +60,11 @@ class FoundationConfig:
     rounds: tuple[int, ...] = (2, 3, 3, 3, 6)
     """Interactive rounds of the iterations, in turn."""
     late: float = 0.67
-    """Share of the iterations after which `late_rounds` are used, and SAM's own loss comes in (`mask_loss`)."""
+    """Share of the iterations after which `late_rounds` and SAM's own loss (`mask_loss`) are used."""
     late_rounds: tuple[int, ...] = (3, 6, 6)
     lr: float = 1.2e-3
     finish: int = 500
-    """Iterations afterwards with `finish_rounds` and `human_clicks`; the rate rises to `finish_lr` once more."""
+    """Iterations afterwards with `finish_rounds` and `human_clicks`; the rate rises to `finish_lr`."""
     finish_rounds: tuple[int, ...] = (4, 7)
     finish_lr: float = 4e-4
     weight_decay: float = 0.05
@@ -75,7 +75,7 @@ class FoundationConfig:
         return self.iterations + self.finish
 
     def lr_at(self, step: int) -> float:
-        """Warm-ups at the start, at the first interactive round and at the finish; a cosine before it and one in it."""
+        """Warm-ups at the start, at the first interactive round and at the finish; two cosines."""
         if step >= self.iterations:
             done = step - self.iterations
             return (
@@ -88,7 +88,7 @@ class FoundationConfig:
 
 
 class DenseHeads(nn.Module):
-    """Auxiliary heads on the embedding (B, C, h, w): features for matching query pixels, and the image itself."""
+    """Auxiliary heads on the embedding (B, C, h, w): features to match query pixels, and the image itself."""
 
     def __init__(self, channels: int, features: int = 32):
         super().__init__()
@@ -98,7 +98,7 @@ class DenseHeads(nn.Module):
         self.paint = nn.Conv2d(channels, 3 * 16, 1)
 
     def forward(self, embedding: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
-        """``at`` (B, Q) flat pixel indices -> logits (2 levels, B, Q, H * W) and painted image (B, 3, H, W)."""
+        """Flat pixel indices ``at`` (B, Q) -> logits (2 levels, B, Q, H * W), painted image (B, 3, H, W)."""
         both = F.pixel_shuffle(self.pixel(embedding), 4).flatten(2).float().chunk(2, dim=1)  # 2 x (B, F, HW)
         logits = []
         for k, f in enumerate(both):
@@ -157,7 +157,7 @@ def dense_loss(
     generator: torch.Generator,
     queries: int = 24,
 ) -> Tensor:
-    """Supervise the encoder alone: which pixels share the part and the entity of a query pixel, and the image."""
+    """Supervise the encoder alone: which pixels share the part or entity of a query pixel, and the image."""
     exact, where, level = batch["exact"].flatten(1), batch["image"], batch["level"]
     b, k = len(batch["images"]), len(where) // len(batch["images"])
     region = exact.view(b, k, -1)
@@ -242,7 +242,7 @@ def interactive_loss(
 
 
 def _best_overlap(masks: Tensor, candidates: Tensor) -> Tensor:
-    """IoU (N, K) of masks (N, K, HW) bool with those of ``candidates`` (N, M, HW), 0 or 1, that fit them best."""
+    """IoU (N, K) of masks (N, K, HW) bool with the best of ``candidates`` (N, M, HW), 0 or 1."""
     on = masks.float()
     overlap = on @ candidates.transpose(1, 2)
     union = on.sum(-1)[..., None] + candidates.sum(-1)[:, None] - overlap

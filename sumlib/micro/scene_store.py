@@ -2,6 +2,7 @@
 
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -65,6 +66,12 @@ def make_store(count: int, seed: int, workers: int = 2) -> Store:
     return Store(images, exact, rough, level, np.concatenate([[0], per_image.cumsum()]))
 
 
+def _move(turn: int, flip: bool, array: np.ndarray, axes: tuple[int, int]) -> np.ndarray:
+    """Turned by ``turn`` right angles in the plane of ``axes``, then flipped."""
+    turned = np.rot90(array, turn, axes)
+    return np.flip(turned, axes[1]) if flip else turned
+
+
 class Batches:
     """Draws batches: flipped and turned images with the masks that are prompted."""
 
@@ -72,13 +79,13 @@ class Batches:
         self.store, self.rng = store, np.random.default_rng(seed)
 
     def draw(self, count: int, prompts: int) -> dict[str, Tensor]:
-        """images (B, H, W, 3) uint8, all (B, M, HW) coarse masks padded, and per prompt: image, mask number, level."""
+        """Images (B, H, W, 3) uint8, all (B, M, HW) coarse masks; of each prompt image, mask, level."""
         rng, rows, images = self.rng, [], []
         everything, where, number, level, exact = [], [], [], [], []
         for b, index in enumerate(rng.integers(0, len(self.store.images), count)):
             turn, flip = int(rng.integers(4)), bool(rng.integers(2))
             rough, fine, kind = self.store.masks(index)
-            move = lambda a, ax: np.flip(np.rot90(a, turn, ax), ax[1]) if flip else np.rot90(a, turn, ax)
+            move = partial(_move, turn, flip)
             image = move(self.store.images[index], (0, 1))
             images.append(image[..., rng.permutation(3)] if rng.random() < 0.5 else image)
             everything.append(np.ascontiguousarray(move(rough, (1, 2))))

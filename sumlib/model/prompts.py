@@ -57,7 +57,7 @@ class Prompts:
 
     @classmethod
     def where(cls, condition: Tensor, first: "Prompts", second: "Prompts") -> "Prompts":
-        """Of each mask the ``first`` prompt where ``condition`` (N,) bool, else the ``second``; both have P points."""
+        """The ``first`` prompt where ``condition`` (N,) bool, else the ``second``; both have P points."""
         return cls(
             torch.where(condition[:, None, None], first.xy, second.xy),
             torch.where(condition[:, None], first.codes, second.codes),

@@ -13,8 +13,10 @@ from sumlib.metrics import mask_iou
 from sumlib.model.prompts import Prompts
 
 Decode = Callable[[Prompts, Tensor | None, int], tuple[Tensor, Tensor]]
-"""Prompts, mask prompts (N, 1, 4h, 4w) or None and the number of the round (from 0) -> logits (N, 4, 4h, 4w) and predicted
-IoU (N, 4) of the decoder's four outputs."""
+"""The decoder's four outputs for prompts, mask prompts (N, 1, 4h, 4w) or None, and the round, from 0.
+
+Those are logits (N, 4, 4h, 4w) and predicted IoU (N, 4).
+"""
 
 
 class Round:
@@ -28,7 +30,7 @@ class Round:
         """(N, 4, 4h, 4w) and (N, 4): the decoder's outputs, first the single-mask one."""
         offered = slice(1, None) if several else slice(0, 1)
         self.logits, self.score = logits[:, offered], score[:, offered]
-        """(N, K, 4h, 4w) and (N, K): the outputs that an answer is taken from: the K = 3 others, or the single-mask one."""
+        """(N, K, 4h, 4w) and (N, K): what the answer is taken from: the K = 3 others, or the first."""
         self.mask: Tensor | None = None
         """(N, H, W) bool, the answer, once it is taken."""
         self.shown: Tensor | None = None

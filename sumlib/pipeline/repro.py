@@ -14,13 +14,14 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from functools import partial
 from pathlib import Path
 
 import networkx
 from dvc.repo import Repo
 from tqdm import tqdm
 
-from sumlib.base.parallel import processes
+from sumlib.base.parallel import end_with_parent, processes
 from sumlib.base.paths import ROOT
 
 
@@ -86,6 +87,7 @@ def repro(name: str, jobs: int, root: Path = ROOT) -> None:
         stderr=subprocess.STDOUT,
         text=True,
         errors="replace",
+        preexec_fn=partial(end_with_parent, os.getpid()),
     )
     if done.returncode:
         raise StageError(

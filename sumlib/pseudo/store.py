@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
+from sumlib.base.code import code_hash
 from sumlib.base.files import whole
 from sumlib.base.masks import MAX_PIXELS, resized, rle_decode, rle_encode, run_total
 from sumlib.base.progress import with_bar
@@ -28,6 +29,7 @@ from sumlib.config.params import PseudoLabelConfig
 from sumlib.data.dataset import Dataset, Sample
 from sumlib.model.sum import Sum
 from sumlib.pseudo.automatic import AutomaticMasks, Tally
+from sumlib.uncertainty import certainty_between
 
 BLOCK = 16  # images in a row group, and in a part that a killed run does not repeat
 SCHEMA = pa.schema(
@@ -179,8 +181,7 @@ def _require_numbers(model: torch.nn.Module) -> None:
 def _fingerprint(model: Sum, config: PseudoLabelConfig) -> str:
     """Hash of what makes the masks of an image: configuration, version of torch, code and weights."""
     digest = hashlib.sha256(json.dumps([asdict(config), torch.__version__]).encode())
-    for file in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(file.read_bytes())
+    digest.update(code_hash(__name__).encode())
     for name, value in model.state_dict().items():
         digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
@@ -400,7 +401,8 @@ class PseudoLabels:
             s = _full_size(np.stack([decode_map(item["maps"][row]) for row in rows]), size)
             r = self._refined(item, rows)
             refined = r >= 127.5
-            certainty = 1 - np.abs(s - r) / 255 if self.certainty == "refinement" else np.abs(2 * s / 255 - 1)
+            own = np.abs(2 * s / 255 - 1)
+            certainty = certainty_between(s, r, 255) if self.certainty == "refinement" else own
         column = lambda *names: np.stack([item[name][rows] for name in names], 1)
         return Label(
             np.stack(masks),

@@ -1,4 +1,7 @@
-"""What refinement does to SAM's masks where the truth is known: IoUs before and after, and whether certainty tells right from wrong (METHOD section 3)."""
+"""What refinement does to SAM's masks where the truth is known (METHOD section 3).
+
+IoUs before and after, and whether certainty tells right from wrong.
+"""
 
 from collections.abc import Mapping, Sequence
 
@@ -29,7 +32,7 @@ def measure_refinement(
     bins: int = 20,
     progress: bool = True,
 ) -> dict:
-    """SAM's masks before and after refinement, and how often a pixel of SAM's mask is right given its certainty (JSON-ready).
+    """SAM's masks before and after refinement, and how often a pixel is right by its certainty (JSON-ready).
 
     Each human mask is prompted once (`before_and_after`), SAM's best of three outputs is refined; no filter.
     ``levels[level]`` are images with true masks, also in the result: "levels": per level equally long lists
@@ -77,7 +80,7 @@ def measure_refinement(
 def before_and_after(
     model: Sum, refiner: Refiner, sample: Sample, target: Tensor, prompt: str = "point"
 ) -> tuple[Tensor, Tensor]:
-    """SAM's and refined logits (M, H, W) of each mask of ``target`` (M, H, W) bool; SAM's output that agrees best with it.
+    """SAM's and refined logits (M, H, W) for each mask of ``target`` (M, H, W) bool, of SAM's best output.
 
     ``prompt``: "point" is the first click of METHOD section 8, "box" the box of the target. The refiner needs
     a point that produced the mask; where a box did, it is given the mask's own first click (the box's centre

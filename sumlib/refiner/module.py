@@ -1,4 +1,4 @@
-"""The mask-refinement module: SAM's prompt encoder and mask decoder, trained to sharpen SAM's masks (METHOD section 3).
+"""The mask-refinement module: SAM's decoder, trained to sharpen SAM's masks (METHOD section 3).
 
 Its input is always a mask, that mask's box and the point that produced it; its image embedding is SAM's own,
 so a refinement costs one pass of the small decoder. "Frame" is the model's input frame of S x S pixels.
@@ -19,11 +19,11 @@ from sumlib.model.prompts import Prompts
 from sumlib.model.sum import Sum, decoder_copy
 
 LOGIT_LIMIT = math.log(254.5 / 0.5)
-"""Mask prompts are clamped to this magnitude: the largest logit that survives the 8-bit maps of pseudo-labels."""
+"""Mask prompts are clamped to this magnitude, the largest logit that survives 8-bit maps."""
 
 
 class Refiner(nn.Module):
-    """A prompt encoder and mask decoder that are shown a mask; the image encoder is not part of it, unless a subclass says so."""
+    """A prompt encoder and mask decoder that are shown a mask; only subclasses have an image encoder, too."""
 
     def __init__(self, network: Sum, trained: Sequence[nn.Parameter]):
         """``trained`` are the parameters of ``network`` that move."""
@@ -34,12 +34,12 @@ class Refiner(nn.Module):
 
     @classmethod
     def of(cls, model: Sum, *more) -> "Refiner":
-        """One that starts as a copy of ``model``'s own prompt encoder and mask decoder; ``more`` is for the constructor of a subclass."""
+        """One that starts as a copy of ``model``'s decoder; ``more`` is for the constructor of a subclass."""
         network = decoder_copy(model)
         return cls(network, network.decoder_parameters, *more)
 
     def embed(self, embeddings: Tensor, pixels: Callable[[], Tensor]) -> Tensor:
-        """The embeddings (B, C, h, w) that `forward` looks at, given SAM's; ``pixels()`` are the images (B, 3, S, S) themselves: SAM's."""
+        """What `forward` looks at, (B, C, h, w); here SAM's. ``pixels()`` are images (B, 3, S, S)."""
         return embeddings
 
     def forward(
@@ -78,7 +78,7 @@ def refine(refiner: Refiner, embeddings: Tensor, logits: Tensor, boxes: Tensor, 
 
 
 def save_refiner(path: Path, refiner: Refiner, metadata: Mapping) -> None:
-    """Write the prompt encoder and mask decoder as safetensors, with JSON-ready ``metadata``; as a whole or not at all."""
+    """Write the decoder as safetensors with JSON-ready ``metadata``, as a whole or not at all."""
     tensors = {name: value.contiguous() for name, value in refiner.trained().items()}
     with whole(path) as temporary:  # one key: safetensors shuffles several
         save_file(tensors, temporary, {"refiner": json.dumps(metadata, sort_keys=True)})
@@ -94,7 +94,10 @@ def load_refiner(path: Path, model: Sum) -> tuple[Refiner, dict]:
         raise FileNotFoundError(f"{path}: no refiner there; {remedy}")
     try:
         with safe_open(path, "pt") as file:
-            tensors, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
+            tensors, metadata = (
+                {name: file.get_tensor(name) for name in list(file.keys())},
+                file.metadata() or {},
+            )
     except SafetensorError as error:
         raise ValueError(f"{path}: not a complete safetensors file ({error}); {remedy}") from None
     refiner = Refiner.of(model)

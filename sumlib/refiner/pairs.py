@@ -1,4 +1,4 @@
-"""Training pairs of the mask-refinement module: one of SAM's masks, and the human mask that it should have been (METHOD section 3).
+"""Training pairs of the refiner: one of SAM's masks, and the human mask that it should be (METHOD section 3).
 
 "Frame" is the model's input frame of S x S pixels.
 """
@@ -80,7 +80,7 @@ def make_pairs(
 
 
 class HumanImages:
-    """Human-annotated images by number; what fits into ``memory`` bytes is read and encoded once, the rest on every access.
+    """Human-annotated images by number; what fits into ``memory`` bytes is encoded once, the rest anew.
 
     ``make`` makes the training pairs, with the arguments of `make_pairs`. ``read`` lists which images were
     encoded together and kept: the last bits of an embedding depend on that, so who resumes a training has
@@ -99,7 +99,7 @@ class HumanImages:
 
     @torch.no_grad()
     def get(self, numbers: Sequence[int]) -> tuple[Tensor, list[Tensor], Tensor]:
-        """Embeddings (B, C, h, w), each image's masks (M, S, S) bool and the frame without padding (B, S, S) bool."""
+        """Embeddings (B, C, h, w), masks (M, S, S) of each image, frame without padding (B, S, S); bool."""
         missing = [number for number in dict.fromkeys(numbers) if number not in self.kept]
         fresh, model, kept = {}, self.model, len(self.kept)
         if missing:
@@ -132,7 +132,7 @@ class HumanImages:
     def pairs(
         self, numbers: Sequence[int], per_image: int, config: RefineConfig, generator: torch.Generator
     ) -> tuple[Tensor, Pairs]:
-        """Embeddings and pairs of ``per_image`` random masks of each image, without repeats as far as they go."""
+        """Embeddings and pairs of ``per_image`` random masks of each image, no repeats as far as they go."""
         embeddings, masks, inside = self.get(numbers)
         image, target = [], []
         for b, own in enumerate(masks):
