@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 from scenes import SCENES
 
-from sumlib.base.paths import PARAMS
+from sumlib.base.code import modules_used
+from sumlib.base.paths import PARAMS, ROOT
 from sumlib.config.params import load_datasets
 from sumlib.config.schema import ConfigError
 from sumlib.data import REGISTRY, TASK_GROUPS, layouts
@@ -75,6 +76,11 @@ def test_a_new_layout_is_one_file(tmp_path, monkeypatch):
     Image.fromarray(np.zeros((4, 6, 3), np.uint8)).save(tmp_path / "own/a.bmp")
     (sample,) = open_dataset("Own", tmp_path, read_registry(params))
     assert sample.masks.all() and sample.masks.shape == (1, 4, 6) and sample.task is Task.PART
+
+
+def test_a_change_of_a_layout_is_a_change_of_what_opens_data_sets():
+    files = {f"sumlib.data.layouts.{path.stem}" for path in (ROOT / "sumlib/data/layouts").glob("*.py")}
+    assert files - {"sumlib.data.layouts.__init__"} <= set(modules_used("sumlib.data.registry"))
 
 
 def test_wrong_names_and_options_are_told(tmp_path):

@@ -15,6 +15,8 @@ from types import ModuleType
 from sumlib.base.paths import ROOT
 
 PACKAGE = "sumlib"
+OPENED_BY_NAME = (f"{PACKAGE}.data.layouts",)
+"""Packages whose modules params.yaml names: who imports one uses all of its modules."""
 
 
 def code_hash(*modules: ModuleType | str, root: Path | None = None) -> str:
@@ -145,13 +147,18 @@ def _face_groups(source: str) -> dict[str, list[str]] | None:
 @cache
 def _imports(source: str) -> list[ast.Import | ast.ImportFrom]:
     """The import statements that are run in ``source``."""
-    return [node for node in _runtime_nodes(ast.parse(source)) if isinstance(node, ast.Import | ast.ImportFrom)]
+    return [
+        node for node in _runtime_nodes(ast.parse(source)) if isinstance(node, ast.Import | ast.ImportFrom)
+    ]
 
 
 def _whole(name: str, root: Path) -> set[str]:
     """What ``import name`` brings in: nothing if it is not of sumlib."""
     if name.split(".")[0] != PACKAGE or module_file(name, root) is None:
         return set()
+    if name in OPENED_BY_NAME:
+        files = module_file(name, root).parent.glob("*.py")
+        return {name, *(f"{name}.{file.stem}" for file in files if file.stem != "__init__")}
     return {name, *(face_table(name, root) or {}).values()}
 
 
