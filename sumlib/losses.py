@@ -1,11 +1,11 @@
 """Uncertainty-aware mask losses (METHOD.md section 4; equations 1 and 2 of the paper).
 
-Without `certainty` these are SAM's plain focal and dice losses, and a certainty of one everywhere gives exactly the
-same value. Everything is computed in float32 at least, so bf16 or half logits lose nothing further. Certainty is a
-constant weight: no gradient flows into it.
+Without `certainty` these are SAM's plain focal and dice losses, and a certainty of one everywhere gives
+exactly the same value. Everything is computed in float32 at least, so bf16 or half logits lose nothing
+further. Certainty is a constant weight: no gradient flows into it.
 
-Logits beyond +-1e30 count as +-1e30, which keeps sums finite and changes no other value: an infinite logit gives a huge
-loss, and none where its certainty is 0. NaN stays NaN, so that whoever trains sees it.
+Logits beyond +-1e30 count as +-1e30, which keeps sums finite and changes no other value: an infinite logit
+gives a huge loss, and none where its certainty is 0. NaN stays NaN, so that whoever trains sees it.
 """
 
 import torch
@@ -38,7 +38,8 @@ def focal_loss(
     Raises:
         ValueError: shapes differ.
 
-    >>> focal_loss(torch.zeros(1, 1, 2), torch.tensor([[[True, False]]]), gamma=2.0, alpha=0.5)  # 0.5 * 0.25 * log 2
+    >>> target = torch.tensor([[[True, False]]])
+    >>> focal_loss(torch.zeros(1, 1, 2), target, gamma=2.0, alpha=0.5)  # 0.5 * 0.25 * log 2
     tensor([0.0866])
     """
     logits, target, certainty = _prepare(logits, target, certainty)
@@ -69,7 +70,7 @@ def dice_loss(
         logits: (N, H, W) floating point.
         target: (N, H, W) bool, or float in [0, 1].
         certainty: (N, H, W) in [0, 1], or None to count every pixel.
-        threshold: theta, a pixel counts when its certainty is strictly above it; without certainty it has no effect.
+        threshold: theta, a pixel counts when its certainty is strictly above it; no effect without certainty.
         smooth: epsilon, added to numerator and denominator. A mask without certain pixels has loss 0.
 
     Returns:
@@ -103,6 +104,8 @@ def _prepare(
     dtype = torch.promote_types(logits.dtype, torch.float32)
     weight = None if certainty is None else certainty.detach().to(dtype)
     logits = logits.to(dtype)
-    if logits.numel() and not logits.detach().abs().max() <= LARGEST_LOGIT:  # a clamped copy may be summed in another order
+    if (
+        logits.numel() and not logits.detach().abs().max() <= LARGEST_LOGIT
+    ):  # a clamped copy may be summed in another order
         logits = logits.clamp(-LARGEST_LOGIT, LARGEST_LOGIT)
     return logits, target.to(dtype), weight

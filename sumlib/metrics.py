@@ -19,7 +19,8 @@ def mask_iou(pred: Tensor, target: Tensor) -> Tensor:
     Raises:
         ValueError: not bool, or shapes differ.
 
-    >>> mask_iou(torch.tensor([[[1, 1, 0]], [[0, 0, 0]]]).bool(), torch.tensor([[[0, 1, 1]], [[0, 0, 0]]]).bool())
+    >>> pred = torch.tensor([[[1, 1, 0]], [[0, 0, 0]]]).bool()
+    >>> mask_iou(pred, torch.tensor([[[0, 1, 1]], [[0, 0, 0]]]).bool())
     tensor([0.3333, 1.0000])
     """
     require_masks(pred=pred, target=target)
@@ -29,10 +30,11 @@ def mask_iou(pred: Tensor, target: Tensor) -> Tensor:
 
 
 def boundary_iou(pred: Tensor, target: Tensor, dilation_ratio: float = 0.02) -> Tensor:
-    """Intersection over union of the two masks' inner boundaries, d = max(1, round(ratio * diagonal)) pixels wide.
+    """Intersection over union of the two masks' inner boundaries, d = max(1, round(ratio * diagonal)) pixels
+    wide.
 
-    As HQ-SAM computes it: the image's border counts as an edge, and there is no minimum with the mask IoU, which
-    COCO's variant takes.
+    As HQ-SAM computes it: the image's border counts as an edge, and there is no minimum with the mask IoU,
+    which COCO's variant takes.
 
     Args:
         pred: (N, H, W) bool.

@@ -1,8 +1,8 @@
 """Point prompts: deterministic clicks for evaluation, random ones for training.
 
-Points are (x, y) pixel indices. Clicks follow METHOD.md section 8 and RITM's reference clicker (DATASETS.md, evaluation
-conventions): exact Euclidean distances with the image's border as an edge, ties go to the first pixel in row-major
-order. Random points follow METHOD.md section 5 (uncertainty-aware prompt sampling).
+Points are (x, y) pixel indices. Clicks follow METHOD.md section 8 and RITM's reference clicker (DATASETS.md,
+evaluation conventions): exact Euclidean distances with the image's border as an edge, ties go to the first
+pixel in row-major order. Random points follow METHOD.md section 5 (uncertainty-aware prompt sampling).
 """
 
 import cv2
@@ -38,18 +38,19 @@ def first_click(target: Tensor) -> Tensor:
 
 
 def next_click(target: Tensor, prediction: Tensor) -> tuple[Tensor, Tensor]:
-    """The click that corrects the largest error: the missed or false foreground pixel farthest from its region's edge.
+    """The click that corrects the largest error: the missed or false foreground pixel farthest from its
+    region's edge.
 
-    The region whose deepest pixel is deeper wins; at equal depth it is the false foreground (as in RITM). Where the
-    prediction is perfect there is nothing to correct: `first_click(target)`, positive.
+    The region whose deepest pixel is deeper wins; at equal depth it is the false foreground (as in RITM).
+    Where the prediction is perfect there is nothing to correct: `first_click(target)`, positive.
 
     Args:
         target: (N, H, W) bool.
         prediction: (N, H, W) bool.
 
     Returns:
-        points (N, 2) long, (x, y), and labels (N,) long, 1 for missed foreground, 0 for false foreground; both on the
-        target's device.
+        points (N, 2) long, (x, y), and labels (N,) long, 1 for missed foreground, 0 for false foreground;
+        both on the target's device.
 
     Raises:
         ValueError: not bool, shapes differ, or target and prediction are both empty.
@@ -74,11 +75,11 @@ def next_click(target: Tensor, prediction: Tensor) -> tuple[Tensor, Tensor]:
 def boundary_click(target: Tensor, distance: float = 10) -> Tensor:
     """A foreground pixel about `distance` pixels inside the mask's edge: the median of all such pixels.
 
-    "Such pixels" have a distance to the nearest background pixel (or the image's border) within half a pixel of
-    `distance`; their median is the middle one in row-major order (the lower of two), so it is one of them even where
-    their mean is not, as in a ring. In a mask that is nowhere `distance` deep they are those at half of its own
-    greatest depth (at least 1), which stay near the edge. Source: METHOD.md section 8, Table 5; the paper does not
-    define the median of points or the thin masks, both are this module's choice.
+    "Such pixels" have a distance to the nearest background pixel (or the image's border) within half a pixel
+    of `distance`; their median is the middle one in row-major order (the lower of two), so it is one of them
+    even where their mean is not, as in a ring. In a mask that is nowhere `distance` deep they are those at
+    half of its own greatest depth (at least 1), which stay near the edge. Source: METHOD.md section 8, Table
+    5; the paper does not define the median of points or the thin masks, both are this module's choice.
 
     Args:
         target: (N, H, W) bool, each mask with foreground.
@@ -101,7 +102,8 @@ def boundary_click(target: Tensor, distance: float = 10) -> Tensor:
     depth = np.sqrt(depth)
     deepest = depth.max(axis=1, keepdims=True)  # (N, 1)
     wanted = np.where(deepest >= distance, distance, np.maximum(deepest / 2, 1))
-    # Neighbours differ by at most 1 in depth, so every depth from 1 to the deepest is met within half a pixel.
+    # Neighbours differ by at most 1 in depth, so every depth from 1 to the deepest is met within half a
+    # pixel.
     rank = (np.abs(depth - wanted) <= 0.5).cumsum(axis=1)  # (N, H * W)
     return _to_points((rank == (rank[:, -1:] + 1) // 2).argmax(axis=1), target)
 
@@ -109,11 +111,12 @@ def boundary_click(target: Tensor, distance: float = 10) -> Tensor:
 def sample_point(
     region: Tensor, certainty: Tensor | None = None, *, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """One random pixel of each region, pixel i with probability c_i / sum_j c_j (uniformly without certainty).
+    """One random pixel of each region, pixel i with probability c_i / sum_j c_j (uniformly without
+    certainty).
 
-    The weights are fixed-point numbers (2^-32), whose sums are exact on every device: a pixel of weight 0 is never
-    drawn, and the same generator gives the same points on CPU and GPU. Certainty that is smaller but not 0 counts as
-    2^-32.
+    The weights are fixed-point numbers (2^-32), whose sums are exact on every device: a pixel of weight 0 is
+    never drawn, and the same generator gives the same points on CPU and GPU. Certainty that is smaller but
+    not 0 counts as 2^-32.
 
     Args:
         region: (N, H, W) bool.
@@ -121,8 +124,8 @@ def sample_point(
         generator: source of the N random numbers; may live on another device than the region.
 
     Returns:
-        points (N, 2) long, (x, y), and found (N,) bool, on the region's device. Where found is False the region is
-        empty or has no certain pixel: the point is (0, 0) and the caller falls back to its own.
+        points (N, 2) long, (x, y), and found (N,) bool, on the region's device. Where found is False the
+        region is empty or has no certain pixel: the point is (0, 0) and the caller falls back to its own.
 
     Raises:
         ValueError: region not bool, shapes differ, or certainty outside [0, 1].
@@ -160,16 +163,18 @@ def _certain_weights(region: Tensor, certainty: Tensor) -> Tensor:
 
 
 def _squared_depth(regions: Tensor) -> np.ndarray:
-    """Squared Euclidean distance of each pixel to the nearest one outside the region or the image, 0 outside it.
+    """Squared Euclidean distance of each pixel to the nearest one outside the region or the image, 0 outside
+    it.
 
-    The masks of a batch are stacked into one tall image with empty rows between them, which is exact (no pixel is
-    nearer to another mask than to the row between) and saves a call for each.
+    The masks of a batch are stacked into one tall image with empty rows between them, which is exact (no
+    pixel is nearer to another mask than to the row between) and saves a call for each.
 
     Args:
         regions: (N, H, W) bool.
 
     Returns:
-        (N, H * W) float32, whole numbers: equal distances compare equal whatever the rounding of the root was.
+        (N, H * W) float32, whole numbers: equal distances compare equal whatever the rounding of the root
+        was.
     """
     count, height, width = regions.shape
     depth = np.empty((count, height, width), np.float32)

@@ -1,4 +1,5 @@
-"""The eight additional test sets: every layout is written and read back, wrong files are named, and `sample/` is what the generator gives."""
+"""The eight additional test sets: every layout is written and read back, wrong files are named, and `sample/`
+is what the generator gives."""
 
 import json
 from pathlib import Path
@@ -119,7 +120,7 @@ def test_ibd_as_coco_json(tmp_path):
     assert as_set(open_additional("IBD", tmp_path)[0].masks) == as_set(expected("TrashCan", scene))
 
 
-# ---- bad input ---------------------------------------------------------------------------------------------------------
+# ---- bad input ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
-"""Bad data gives one message that names the file and the remedy; bad samples are listed, counted and left out."""
+"""Bad data gives one message that names the file and the remedy; bad samples are listed, counted and left
+out."""
 
 import gzip
 import json
@@ -26,7 +27,7 @@ def root(tmp_path):
 
 
 def expect_bad(root, name, bad, *words):
-    """Sample `bad` of data set `name` raises one message with `words`, and is listed, counted and left out."""
+    """Sample `bad` of data set `name` raises one message with `words`, is listed, counted and left out."""
     dataset = open_dataset(name, root)
     total = len(dataset)
     with pytest.raises(BadSampleError) as caught:

@@ -12,7 +12,9 @@ from sumlib.metrics import boundary_iou, mask_iou
 
 
 def blobs(count: int, height: int, width: int, seed: int) -> torch.Tensor:
-    """(count, height, width) bool: blobs of several scales that touch the border; the first two are empty and full."""
+    """(count, height, width) bool: blobs of several scales that touch the border; the first two are empty and
+    full.
+    """
     rng = np.random.default_rng(seed)
     noise = rng.normal(size=(count, height, width)).astype(np.float32)
     masks = np.stack([cv2.GaussianBlur(one, (0, 0), rng.uniform(0.5, 5)) > 0 for one in noise])

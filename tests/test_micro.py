@@ -31,7 +31,9 @@ def annotated(path: Path) -> dict[str, tuple]:
 
 
 def differences(made: Path, kept: Path) -> list[str]:
-    """Files of ``made`` that ``kept`` does not hold alike; of lists and COCO files, what they say of the images in ``made``."""
+    """Files of ``made`` that ``kept`` does not hold alike; of lists and COCO files, what they say of the
+    images in ``made``.
+    """
     wrong = []
     for path in sorted(file for file in made.rglob("*") if file.is_file()):
         name = path.relative_to(made).as_posix()

@@ -12,6 +12,7 @@ from segment_anything import SamAutomaticMaskGenerator
 from segment_anything.utils.amg import rle_to_mask
 from small import changed_package
 
+from sumlib.base.code import modules_used
 from sumlib.base.paths import SAMPLE
 from sumlib.config.params import PseudoLabelConfig
 from sumlib.data.dataset import Dataset, Entry
@@ -187,6 +188,21 @@ def test_parts_of_another_decoder_are_made_again(
     before = store._fingerprint(model, config)
     monkeypatch.setattr("sumlib.base.code.ROOT", changed_package(tmp_path, module, old, new))
     assert (store._fingerprint(model, config) == before) == same
+
+
+def test_parts_of_other_code_are_made_again(model, config, tmp_path, monkeypatch):
+    assert {"sumlib.model.sum", "sumlib.model.fast_decoder", "sumlib.pseudo.automatic"} <= set(
+        modules_used("sumlib.pseudo.store")
+    )
+    monkeypatch.setattr(store.shutil, "rmtree", lambda path: None)  # leave the parts of a finished run
+    made, real = [], store._rows
+    monkeypatch.setattr(store, "_rows", lambda *args: made.append(1) or real(*args))
+    for code in ("one", "one", "two"):
+        monkeypatch.setattr(store, "code_hash", lambda *modules, code=code: code)
+        generate(
+            model, unlabeled(2), config, tmp_path / "a.parquet", parts=tmp_path / "parts", progress=False
+        )
+    assert len(made) == 2  # kept for the same code, made again for another
 
 
 @pytest.fixture(scope="module")

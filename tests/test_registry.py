@@ -1,4 +1,5 @@
-"""Data sets come from params.yaml: an entry adds a set, a file in layouts/ adds a layout, a wrong name is told."""
+"""Data sets come from params.yaml: an entry adds a set, a file in layouts/ adds a layout, a wrong name is
+told."""
 
 import re
 
@@ -8,7 +9,8 @@ import torch
 from PIL import Image
 from scenes import SCENES
 
-from sumlib.base.paths import PARAMS
+from sumlib.base.code import modules_used
+from sumlib.base.paths import PARAMS, ROOT
 from sumlib.config.params import load_datasets
 from sumlib.config.schema import ConfigError
 from sumlib.data import REGISTRY, TASK_GROUPS, layouts
@@ -37,7 +39,10 @@ def test_every_set_has_a_reader_and_takes_its_options(tmp_path):
 
 @pytest.mark.parametrize("role", ["train", "test"])
 def test_a_set_of_a_known_layout_is_one_entry(tmp_path, role):
-    line = "Own: {folders: [own], layout: coco.coco, task: entity, group: entity, options: {annotations: entity.json}}"
+    line = (
+        "Own: {folders: [own], layout: coco.coco, task: entity, group: entity, "
+        "options: {annotations: entity.json}}"
+    )
     params = with_entry(tmp_path / "params.yaml", line, role)
     registry = read_registry(params)
     write_dataset("dev", tmp_path, SCENES[:2])
@@ -73,6 +78,11 @@ def test_a_new_layout_is_one_file(tmp_path, monkeypatch):
     assert sample.masks.all() and sample.masks.shape == (1, 4, 6) and sample.task is Task.PART
 
 
+def test_a_change_of_a_layout_is_a_change_of_what_opens_data_sets():
+    files = {f"sumlib.data.layouts.{path.stem}" for path in (ROOT / "sumlib/data/layouts").glob("*.py")}
+    assert files - {"sumlib.data.layouts.__init__"} <= set(modules_used("sumlib.data.registry"))
+
+
 def test_wrong_names_and_options_are_told(tmp_path):
     with pytest.raises(ValueError, match="no data set is called 'HRSOT'; did you mean 'HRSOD'"):
         open_dataset("HRSOT", tmp_path)
@@ -84,9 +94,9 @@ def test_wrong_names_and_options_are_told(tmp_path):
         with pytest.raises(ValueError, match=f"no layout is called '{wrong}'; did you mean '{near}'"):
             find_reader(wrong)
     with pytest.raises(ValueError, match=r"layout pairs.paired_folders: .*'mask'.*options are images, masks"):
-        Layout(("a",), "pairs.paired_folders", Task.PART, options={"images": "i", "masks": "m", "mask": "m"}).entries(
-            tmp_path
-        )
+        Layout(
+            ("a",), "pairs.paired_folders", Task.PART, options={"images": "i", "masks": "m", "mask": "m"}
+        ).entries(tmp_path)
     params = with_entry(tmp_path / "params.yaml", "Own: {folders: [own], layout: coco.coco, task: entities}")
     with pytest.raises(ConfigError, match=r"datasets.test.Own.task is 'entities'"):
         read_registry(params)

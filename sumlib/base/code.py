@@ -15,6 +15,8 @@ from types import ModuleType
 from sumlib.base.paths import ROOT
 
 PACKAGE = "sumlib"
+OPENED_BY_NAME = (f"{PACKAGE}.data.layouts",)
+"""Packages whose modules params.yaml names: who imports one uses all of its modules."""
 
 
 def code_hash(*modules: ModuleType | str, root: Path | None = None) -> str:
@@ -153,6 +155,9 @@ def _whole(name: str, root: Path) -> set[str]:
     """What ``import name`` brings in: nothing if it is not of sumlib."""
     if name.split(".")[0] != PACKAGE or module_file(name, root) is None:
         return set()
+    if name in OPENED_BY_NAME:
+        files = module_file(name, root).parent.glob("*.py")
+        return {name, *(f"{name}.{file.stem}" for file in files if file.stem != "__init__")}
     return {name, *(face_table(name, root) or {}).values()}
 
 

@@ -1,7 +1,7 @@
 """Masks: boxes, run-length codes, resizing and padding, connected components, boundaries.
 
-Batches of masks are boolean torch tensors (N, H, W) on any device. What is read from or written to disk one mask
-at a time (RLE, components, images) is numpy, (H, W). Coordinates are pixels, x to the right, y down.
+Batches of masks are boolean torch tensors (N, H, W) on any device. What is read from or written to disk one
+mask at a time (RLE, components, images) is numpy, (H, W). Coordinates are pixels, x to the right, y down.
 """
 
 import numpy as np
@@ -23,8 +23,8 @@ def require_masks(**masks: Tensor) -> None:
     """Check that every named tensor is a boolean batch (N, H, W) and that all have the same shape.
 
     Raises:
-        ValueError: naming the argument and what to do. Shapes are never broadcast: (N, 1, H, W) against (N, H, W)
-            would silently compare every mask with every other.
+        ValueError: naming the argument and what to do. Shapes are never broadcast: (N, 1, H, W) against (N,
+            H, W) would silently compare every mask with every other.
     """
     first = next(iter(masks))
     for name, mask in masks.items():
@@ -47,9 +47,9 @@ def mask_box(masks: Tensor) -> Tensor:
         masks: (N, H, W) bool.
 
     Returns:
-        (N, 4) float32, XYXY in pixels: the indices of the first and last foreground column and row, both inclusive (a
-        single pixel has a box of width 0). An empty mask gives [0, 0, 0, 0], which is also the box of the single pixel
-        (0, 0): sort empty masks out beforehand where the difference matters.
+        (N, 4) float32, XYXY in pixels: the indices of the first and last foreground column and row, both
+        inclusive (a single pixel has a box of width 0). An empty mask gives [0, 0, 0, 0], which is also the
+        box of the single pixel (0, 0): sort empty masks out beforehand where the difference matters.
 
     >>> mask_box(torch.tensor([[[0, 0, 0], [0, 1, 1]]]).bool()).tolist()
     [[1.0, 1.0, 2.0, 1.0]]
@@ -59,7 +59,9 @@ def mask_box(masks: Tensor) -> Tensor:
 
 
 def jittered_boxes(masks: Tensor, generator: torch.Generator, jitter: float = 0.1) -> Tensor:
-    """Box prompts of masks (N, S, S) bool: (N, 4) XYXY, each side moved by up to ``jitter`` of the box's size, both ways."""
+    """Box prompts of masks (N, S, S) bool: (N, 4) XYXY, each side moved by up to ``jitter`` of the box's
+    size, both ways.
+    """
     box = mask_box(masks)
     size = (box[:, 2:] - box[:, :2]).repeat(1, 2)
     return (box + (2 * torch.rand(box.shape, generator=generator).to(box.device) - 1) * jitter * size).clamp(
@@ -86,7 +88,8 @@ def rle_encode(mask: np.ndarray) -> dict:
 def rle_decode(rle: dict) -> np.ndarray:
     """Mask of a COCO run-length code, compressed (string) or not (list of run lengths).
 
-    Everything is checked before pycocotools sees it, which would crash or fill the mask with uninitialised memory.
+    Everything is checked before pycocotools sees it, which would crash or fill the mask with uninitialised
+    memory.
 
     Args:
         rle: {"size": [H, W], "counts": str, bytes or list of int}.
@@ -156,11 +159,12 @@ def run_total(counts: object) -> int:
 def polygon_mask(polygons: list, height: int, width: int) -> np.ndarray:
     """Mask (H, W) bool of COCO polygons [x, y, x, y ...], filled and joined.
 
-    Those of fewer than three corners are ignored; no polygon gives an empty mask. Every coordinate is checked before
-    pycocotools sees it, which would crash on one that is not finite or very large.
+    Those of fewer than three corners are ignored; no polygon gives an empty mask. Every coordinate is checked
+    before pycocotools sees it, which would crash on one that is not finite or very large.
 
     Raises:
-        ValueError: a polygon is no list of x, y pairs, or a corner lies more than `POLYGON_REACH` image sizes outside.
+        ValueError: a polygon is no list of x, y pairs, or a corner lies more than `POLYGON_REACH` image sizes
+            outside.
 
     >>> polygon_mask([[0, 0, 2, 0, 2, 1, 0, 1]], 2, 3).astype(int).tolist()
     [[1, 1, 0], [0, 0, 0]]
@@ -176,7 +180,8 @@ def polygon_mask(polygons: list, height: int, width: int) -> np.ndarray:
         ]
         if wrong:
             raise ValueError(
-                f"a polygon's corner has the coordinate {wrong[0]!r}, no number near the image of {height} x {width}"
+                f"a polygon's corner has the coordinate {wrong[0]!r}, "
+                f"no number near the image of {height} x {width}"
             )
     polygons = [polygon for polygon in polygons if len(polygon) >= 6]
     if not polygons:
@@ -226,7 +231,8 @@ def framed(maps: np.ndarray, side: int) -> Tensor:
 
 
 def framed_masks(masks: np.ndarray, side: int) -> tuple[Tensor, np.ndarray]:
-    """Masks (K, H, W) bool in the model's frame, (K, side, side) bool, and which of them are still there, (K,) bool.
+    """Masks (K, H, W) bool in the model's frame, (K, side, side) bool, and which of them are still there,
+    (K,) bool.
 
     A mask of few pixels in a large image vanishes: it must not be trained as an empty one.
 
@@ -268,8 +274,8 @@ def connected_components(mask: np.ndarray, connectivity: int = 8) -> tuple[np.nd
         connectivity: 4 or 8 neighbours (SAM's clean-up uses 8).
 
     Returns:
-        labels (H, W) int32, 0 for background and 1..K for the components in row-major order of their first pixel, and
-        areas (K,) int64 in pixels, `areas[k - 1]` for label k.
+        labels (H, W) int32, 0 for background and 1..K for the components in row-major order of their first
+        pixel, and areas (K,) int64 in pixels, `areas[k - 1]` for label k.
 
     Raises:
         ValueError: connectivity is neither 4 nor 8.
@@ -285,7 +291,8 @@ def connected_components(mask: np.ndarray, connectivity: int = 8) -> tuple[np.nd
 
 
 def erode(masks: Tensor, width: int) -> Tensor:
-    """Erosion by a (2 width + 1)-pixel square, i.e. `width` erosions by 3 x 3 ones; outside the image is background.
+    """Erosion by a (2 width + 1)-pixel square, i.e. `width` erosions by 3 x 3 ones; outside the image is
+    background.
 
     Args:
         masks: (N, H, W) bool.
@@ -314,7 +321,7 @@ def dilate(masks: Tensor, width: int) -> Tensor:
 
 
 def _all_in_window(masks: Tensor, window: int, dim: int) -> Tensor:
-    """Conjunction of `window` neighbours along `dim`, which shrinks by window - 1. Doubling: log2(window) passes."""
+    """Conjunction of `window` neighbours along `dim`, which shrinks by window - 1; log2(window) passes."""
     span = 1  # masks[i] holds the conjunction of the pixels i .. i + span - 1
     while span < window:
         step = min(span, window - span)
@@ -334,7 +341,8 @@ def boundary_width(height: int, width: int, dilation_ratio: float = 0.02) -> int
 
 
 def inner_boundary(masks: Tensor, width: int) -> Tensor:
-    """The mask's own pixels within `width` of its edge (the image's border is an edge): mask minus eroded mask.
+    """The mask's own pixels within `width` of its edge (the image's border is an edge): mask minus eroded
+    mask.
 
     Args:
         masks: (N, H, W) bool.
@@ -350,7 +358,8 @@ def inner_boundary(masks: Tensor, width: int) -> Tensor:
 
 
 def boundary_band(masks: Tensor, width: int) -> Tensor:
-    """Pixels within `width` of the edge on either side: dilated minus eroded mask, (N, H, W) bool -> (N, H, W) bool.
+    """Pixels within `width` of the edge on either side: dilated minus eroded mask, (N, H, W) bool -> (N, H,
+    W) bool.
 
     >>> boundary_band(torch.tensor([[[0, 0, 0, 0, 1]]]).bool(), 1).int().tolist()
     [[[0, 0, 0, 1, 1]]]

@@ -73,7 +73,8 @@ class Dataset(Sequence[Sample]):
                 if entry.name in places:
                     both = f"{places[entry.name]} and {entry.path}"
                     raise ValueError(
-                        f"data set {name}: two samples are called {entry.name!r}, {both}; rename or remove one"
+                        f"data set {name}: two samples are called {entry.name!r}, {both}; "
+                        "rename or remove one of them"
                     )
                 places[entry.name] = entry.path
 
@@ -107,7 +108,8 @@ class Dataset(Sequence[Sample]):
     def check(self, workers: int = 1) -> list[BadSample]:
         """Read every sample once, on `workers` threads, and return the bad ones (same as `bad`).
 
-        A set whose files have not changed since it was read through is not read again (`sumlib.data.verdicts`).
+        A set whose files have not changed since it was read through is not read again
+        (`sumlib.data.verdicts`).
         """
         loads = [entry.load for entry in self._entries]
         verdict = recall(self.name, loads)

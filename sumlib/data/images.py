@@ -51,10 +51,10 @@ def read_image(path: Path, data: bytes | None = None) -> np.ndarray:
     `data` holds the file's bytes when it lies inside an archive; `path` then only names it.
 
     Deeper pictures are brought to 8 bits by their type, never by their content: 16-bit values v become
-    round(255 v / 65535); floats are in [0, 1] if none is above 1, else in [0, 255]. CMYK is converted by the file's
-    colour profile, without one by the plain formula. Transparency is ignored.
-    Raises BadSampleError if the file is missing, truncated or no image, or its values are 32-bit integers, not finite
-    or outside the range.
+    round(255 v / 65535); floats are in [0, 1] if none is above 1, else in [0, 255]. CMYK is converted by the
+    file's colour profile, without one by the plain formula. Transparency is ignored. Raises BadSampleError if
+    the file is missing, truncated or no image, or its values are 32-bit integers, not finite or outside the
+    range.
     """
     picture = _open(path, data)
     if picture.mode in ("I", "F") or picture.mode.startswith("I;"):
@@ -72,7 +72,10 @@ def read_image(path: Path, data: bytes | None = None) -> np.ndarray:
 
 
 def _eight_bit(picture: Image.Image, path: Path) -> np.ndarray:
-    """Grey values (H, W) of 16 bits or floats as uint8, by the rule of `read_image`. Raises BadSampleError."""
+    """Grey values (H, W) of 16 bits or floats as uint8, by the rule of `read_image`.
+
+    Raises BadSampleError.
+    """
     values = _numbers(picture, path)
     top = float(values.max())
     if picture.mode == "F":
@@ -102,8 +105,8 @@ def read_mask(path: Path, threshold: int | None = None) -> np.ndarray:
     """Binary mask as (H, W) bool.
 
     With a `threshold` (0..254) foreground is `value > threshold` on the 0..255 scale and nothing is guessed.
-    Without one the scale is detected: a maximum of 1 means 0/1, a maximum above 128 means 0/255 (cut at > 128,
-    as HQ-SAM), anything else is an error. Three-channel files are accepted when the channels are equal.
+    Without one the scale is detected: a maximum of 1 means 0/1, a maximum above 128 means 0/255 (cut at >
+    128, as HQ-SAM), anything else is an error. Three-channel files are accepted when the channels are equal.
     Raises BadSampleError if the file is missing, truncated, coloured, on another scale, or has no foreground.
     """
     gray = _gray(path)

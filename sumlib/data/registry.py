@@ -1,7 +1,8 @@
 """Data sets by name: `open_dataset("COIFT", root)` gives the same kind of samples from micro and real data.
 
-Which sets there are, where they lie and how each is read stands in section `datasets` of params.yaml. A set of a known
-layout is an entry there; a new layout is one file in `sumlib/data/layouts`, with a function that takes the set's folder.
+Which sets there are, where they lie and how each is read stands in section `datasets` of params.yaml. A set
+of a known layout is an entry there; a new layout is one file in `sumlib/data/layouts`, with a function that
+takes the set's folder.
 """
 
 import difflib
@@ -48,7 +49,10 @@ class Layout:
     """Keyword arguments of the function beside the folder."""
 
     def entries(self, folder: Path) -> list[Entry]:
-        """The samples in `folder`. Raises ValueError for an unknown reader or option, and what the reader raises."""
+        """The samples in `folder`.
+
+        Raises ValueError for an unknown reader or option, and what the reader raises.
+        """
         read = find_reader(self.reader)
         try:
             inspect.signature(read).bind(folder, **self.options)
@@ -84,7 +88,9 @@ def _readers(file: str) -> dict[str, Callable[..., list[Entry]]]:
 
 
 def read_registry(path: Path = PARAMS, roles: Iterable[str] | None = None) -> dict[str, Layout]:
-    """Data set name -> its layout, of section `datasets` of `path`; of some `roles` only ("train", "test", ...)."""
+    """Data set name -> its layout, of section `datasets` of `path`; of some `roles` only ("train", "test",
+    ...).
+    """
     return {
         name: Layout(entry.folders, entry.layout, Task[entry.task.upper()], entry.first, entry.options)
         for name, entry in load_datasets(path).items()
@@ -108,7 +114,8 @@ TASK_GROUPS = task_groups(load_datasets())
 def open_dataset(name: str, root: Path, registry: Mapping[str, Layout] = REGISTRY) -> Dataset:
     """The data set `name` of a registry under `root`, without reading any image.
 
-    Raises ValueError for an unknown name, an empty or broken set, FileNotFoundError for a missing folder or file.
+    Raises ValueError for an unknown name, an empty or broken set, FileNotFoundError for a missing folder or
+    file.
     """
     if name not in registry:
         raise ValueError(f"no data set is called {name!r}; {_hint(name, sorted(registry))}")

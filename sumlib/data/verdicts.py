@@ -1,7 +1,7 @@
-"""Which samples of a data set are bad, remembered between processes: a set is read through once, not once a stage.
+"""Which samples of a data set are bad, remembered between processes: a set is read through once.
 
-A verdict holds as long as the name, size and time of every file of the set, the way it is read and the readers' code are
-the same. It lies in `artifacts/checked/`, which may be deleted at any time.
+A verdict holds as long as the name, size and time of every file of the set, the way it is read and the
+readers' code are the same. It lies in `artifacts/checked/`, which may be deleted at any time.
 """
 
 import functools
@@ -50,7 +50,9 @@ def remember(name: str, loads: Sequence[Any], verdict: Verdict, folder: Path = C
 
 
 def _place(name: str, loads: Sequence[Any], folder: Path) -> Path | None:
-    """The file of a set's verdict, named by all that it depends on; None for small sets and unknown ways to read."""
+    """The file of a set's verdict, named by all that it depends on; None for small sets and unknown ways to
+    read.
+    """
     if len(loads) < WORTH or not all(isinstance(load, partial) for load in loads):
         return None
     digest = hashlib.sha256(_readers().encode())

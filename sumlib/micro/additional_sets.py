@@ -1,4 +1,5 @@
-"""The micro versions of the eight additional test sets (Table 19): how each looks, and writing it in its real layout.
+"""The micro versions of the eight additional test sets (Table 19): how each looks, and writing it in its real
+layout.
 
 python -m sumlib.micro.additional_sets sample
 """
@@ -85,12 +86,16 @@ def scenes(name: str, count: int = SCENES) -> Iterator[Scene]:
 
 
 def classes(scene: Scene) -> np.ndarray:
-    """(H, W) uint8: the scene's entities as three classes, 1 to 3, so that a class may have several objects; 0 is background."""
+    """(H, W) uint8: the scene's entities as three classes, 1 to 3, so that a class may have several objects;
+    0 is background.
+    """
     return np.where(scene.entity_map > 0, (scene.entity_map - 1) % 3 + 1, 0).astype(np.uint8)
 
 
 def write_additional(name: str, root: Path, found: Sequence[Scene]) -> None:
-    """Write scenes under ``root/additional/<name>`` in the layout that `sumlib.data.layouts.additional` reads. Equal scenes give equal bytes."""
+    """Write scenes under ``root/additional/<name>`` in the layout that `sumlib.data.layouts.additional`
+    reads. Equal scenes give equal bytes.
+    """
     WRITERS[name](Path(root) / "additional" / name, list(found))
 
 
@@ -200,7 +205,10 @@ WRITERS: dict[str, Callable[[Path, list[Scene]], None]] = {
 
 
 def _outlines(mask: np.ndarray) -> list[list[int]]:
-    """Outer outlines x, y, x, y ... of a mask (H, W) bool with at least three corners, the longest first; holes and slivers are lost, as in such labels."""
+    """Outer outlines [x, y, x, y ...] of a mask (H, W) bool, the longest first.
+
+    They have at least three corners; holes and slivers are lost, as in such labels.
+    """
     contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     usable = [contour.reshape(-1).tolist() for contour in contours if len(contour) >= 3]
     return sorted(usable, key=len, reverse=True)

@@ -1,7 +1,8 @@
 """Writing scenes to disk in the layouts that the adapters read. Equal scenes give equal bytes.
 
-A scene is any object with `image` (H, W, 3) uint8 RGB, `salient` (H, W) bool, `entity_map` and `part_map` (H, W) uint8
-(0 none, else the id of an entity, or of a part that is unique in the scene) and `part_owner` {part id: entity id}.
+A scene is any object with `image` (H, W, 3) uint8 RGB, `salient` (H, W) bool, `entity_map` and `part_map` (H,
+W) uint8 (0 none, else the id of an entity, or of a part that is unique in the scene) and `part_owner` {part
+id: entity id}.
 """
 
 import json
@@ -32,9 +33,10 @@ PAIRS = {  # salient set -> (image, mask) files of scene i
 def write_dataset(name: str, root: Path, scenes: Sequence[Any]) -> None:
     """Write `scenes` under `root` where `open_dataset(name, root)` finds them.
 
-    `name` is a registered name, or "internal" or "dev" for the three levels on the same images. Existing files of
-    the same names are replaced. Raises ValueError for an unknown name or a scene without a mask at the set's level
-    (not for "internal" and "dev", nor for SA-1B's truth, where such scenes are absent at that level).
+    `name` is a registered name, or "internal" or "dev" for the three levels on the same images. Existing
+    files of the same names are replaced. Raises ValueError for an unknown name or a scene without a mask at
+    the set's level (not for "internal" and "dev", nor for SA-1B's truth, where such scenes are absent at that
+    level).
     """
     root, scenes = Path(root), list(scenes)
     if name in ("internal", "dev"):
@@ -159,7 +161,9 @@ def _entities(folder: Path, scenes: list, names: list[str], first_id: int) -> tu
 
 
 def _sa1b(folder: Path, scenes: list) -> None:
-    """Images alone in `SA-1B/sa_000000`; every true mask beside it in `SA-1B-truth`, read by `truth.open_truth`."""
+    """Images alone in `SA-1B/sa_000000`; every true mask beside it in `SA-1B-truth`, read by
+    `truth.open_truth`.
+    """
     files = {f"../{TRUTH_FOLDER}/{level}.json": level for level in LEVELS}
     folder.mkdir(parents=True, exist_ok=True)
     _coco(folder, "sa_{i}.jpg", scenes, files, images="sa_000000")
@@ -184,7 +188,8 @@ def _lv_mhp(folder: Path, scenes: list) -> None:
 
 
 def _easyportrait(folder: Path, scenes: list) -> None:
-    """A scene's first seven parts, by id, become the labels 2-8; the rest of its entities is label 1, "person".
+    """A scene's first seven parts, by id, become the labels 2-8; the rest of its entities is label 1,
+    "person".
 
     The layout has no room for more parts: further ones stay label 1 and are no masks.
     """
@@ -197,7 +202,9 @@ def _easyportrait(folder: Path, scenes: list) -> None:
 
 
 def _fashionpedia(folder: Path, scenes: list) -> None:
-    """All parts: the larger half of a scene's as categories 0-26, the smaller as 27-45 (all sizes are relative)."""
+    """All parts: the larger half of a scene's as categories 0-26, the smaller as 27-45 (all sizes are
+    relative).
+    """
     records, annotations = [], []
     for i, scene in enumerate(scenes):
         name, masks = f"{i:05d}.jpg", sorted(masks_of(scene, "part"), key=lambda m: -int(m.sum()))
@@ -263,7 +270,10 @@ def _write_json(path: Path, images: list[dict], annotations: list[dict]) -> None
 
 
 def write_image(path: Path, pixels: np.ndarray) -> None:
-    """JPEG (quality 95, no chroma subsampling) for .jpg, PNG otherwise. `pixels` (H, W) or (H, W, 3) uint8, or 16 bit without colour."""
+    """JPEG (quality 95, no chroma subsampling) for .jpg, PNG otherwise.
+
+    `pixels` (H, W) or (H, W, 3) uint8, or 16 bit without colour.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     options = {"quality": 95, "subsampling": 0} if path.suffix == ".jpg" else {}
     Image.fromarray(pixels).save(path, **options)

@@ -1,8 +1,8 @@
 """The micro world's data sets: how each looks, and how `sample/` is written.
 
-Every set stands for one of the paper's and lies on disk in that set's layout. The 14 test sets each shift away from the
-training sets in a way of their own (`SETS`, documented there), and are used for the final tables only; every choice is
-made on ``dev``.
+Every set stands for one of the paper's and lies on disk in that set's layout. The 14 test sets each shift
+away from the training sets in a way of their own (`SETS`, documented there), and are used for the final
+tables only; every choice is made on ``dev``.
 
     python -m sumlib.micro.sets sample
 """
@@ -36,7 +36,9 @@ class MicroSet:
 
 
 def broad_style(rng: np.random.Generator) -> Style:
-    """A look drawn at random: unlabeled images, and what the foundation model was trained on, are of many kinds."""
+    """A look drawn at random: unlabeled images, and what the foundation model was trained on, are of many
+    kinds.
+    """
     low, high = np.sort(rng.uniform(11, 23, 2))
     return Style(
         scale=(low, high),

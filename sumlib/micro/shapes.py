@@ -1,9 +1,9 @@
 """Shapes of the micro world: objects with intricate outlines, described as parts made of strokes.
 
-A kind is a function ``(rng, detail, thin) -> list of parts``; a part is a list of primitives in the object's own frame,
-where the object fills about [-1, 1] x [-1, 1] (x right, y down). ``detail`` scales how many spokes, teeth or strands a
-part has, ``thin`` the width of its strokes. Primitives are ``("poly", (K, 2))``, ``("disc", (x, y, radius))`` and
-``("line", (K, 2), width)``; later parts are painted over earlier ones.
+A kind is a function ``(rng, detail, thin) -> list of parts``; a part is a list of primitives in the object's
+own frame, where the object fills about [-1, 1] x [-1, 1] (x right, y down). ``detail`` scales how many
+spokes, teeth or strands a part has, ``thin`` the width of its strokes. Primitives are ``("poly", (K, 2))``,
+``("disc", (x, y, radius))`` and ``("line", (K, 2), width)``; later parts are painted over earlier ones.
 """
 
 from collections.abc import Callable

@@ -1,4 +1,5 @@
-"""The true masks of the micro SA-1B, for analysis only: nothing that trains or selects pseudo-labels imports this."""
+"""The true masks of the micro SA-1B, for analysis only: nothing that trains or selects pseudo-labels imports
+this."""
 
 from functools import partial
 from pathlib import Path
@@ -15,8 +16,8 @@ LEVELS = {task.title: task for task in Task if task}
 def open_truth(root: Path) -> dict[str, Dataset]:
     """Level ("salient", "entity", "part") -> the images of `root/SA-1B` with their true masks of that level.
 
-    Images that have no mask of a level are no members. Raises FileNotFoundError if the truth is not there (the
-    real SA-1B has none).
+    Images that have no mask of a level are no members. Raises FileNotFoundError if the truth is not there
+    (the real SA-1B has none).
     """
     read = partial(coco, Path(root), images="SA-1B/sa_000000", keep=_all)
     return {

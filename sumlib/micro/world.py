@@ -1,8 +1,9 @@
 """The micro world: procedural scenes with exact masks of salient groups, entities and parts.
 
-It stands in for the photographs that can not be shipped, and keeps what makes the paper's problem hard: a click is
-ambiguous (part, object or group), outlines are intricate (spokes, teeth, lattices, strands, holes), and the labels a
-foundation model learns from are systematically coarse. Levels, decided once and used everywhere:
+It stands in for the photographs that can not be shipped, and keeps what makes the paper's problem hard: a
+click is ambiguous (part, object or group), outlines are intricate (spokes, teeth, lattices, strands, holes),
+and the labels a foundation model learns from are systematically coarse. Levels, decided once and used
+everywhere:
 
 - **part** (task 3): a visible part of an entity with at least two parts;
 - **entity** (task 2): a whole object, attached or free; backgrounds are *not* entities and have no mask;
@@ -74,10 +75,11 @@ class Scene:
 
 
 def coarse(mask: np.ndarray) -> np.ndarray:
-    """The label a hurried annotator draws, on which the foundation model is trained: (H, W) bool -> (H, W) bool.
+    """The label a hurried annotator draws, on which the foundation model is trained: (H, W) bool -> (H, W)
+    bool.
 
-    Gaps between spokes and teeth are closed, and the outline is drawn rather around the object than on its edge: up to a
-    pixel too wide. Falls back to the mask itself where nothing would be left.
+    Gaps between spokes and teeth are closed, and the outline is drawn rather around the object than on its
+    edge: up to a pixel too wide. Falls back to the mask itself where nothing would be left.
     """
     kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (7, 7))
     padded = cv2.copyMakeBorder(mask.astype(np.uint8), 8, 8, 8, 8, cv2.BORDER_CONSTANT)
@@ -175,7 +177,9 @@ def _place(rng: np.random.Generator, style: Style, size: int) -> list[tuple[str,
 
 
 def _ids(rng: np.random.Generator, style: Style, size: int) -> tuple[np.ndarray, list[tuple[int, int]], int]:
-    """Paint all parts: (size*4, size*4) uint8 id canvas, (entity, number of parts) per painted id, salient count."""
+    """Paint all parts: (size*4, size*4) uint8 id canvas, (entity, number of parts) per painted id, salient
+    count.
+    """
     canvas = np.zeros((size * _SUPER, size * _SUPER), np.uint8)
     placed, salient = _place(rng, style, size)
     owner: list[tuple[int, int]] = []

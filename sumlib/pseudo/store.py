@@ -1,9 +1,11 @@
-"""Pseudo-labels: SAM's automatic masks on unlabeled images, and their refined versions (METHOD sections 2 and 3).
+"""Pseudo-labels: SAM's automatic masks on unlabeled images, and their refined versions (METHOD sections 2 and
+3).
 
-A Parquet file with a row a mask: image, point_x, point_y, box_x0, box_y0, box_x1, box_y1 (pixels of the original
-image, the box as `masks.mask_box`), predicted_iou, stability, area (pixels), size_h, size_w, mask_rle (COCO's counts),
-logits_png (8-bit PNG of 255 sigmoid(s), low-resolution) and, after `add_uncertainty`, refined_png (the same of the
-refined logits). A row group holds the masks of up to 16 images; files are written and read a row group at a time.
+A Parquet file with a row a mask: image, point_x, point_y, box_x0, box_y0, box_x1, box_y1 (pixels of the
+original image, the box as `masks.mask_box`), predicted_iou, stability, area (pixels), size_h, size_w,
+mask_rle (COCO's counts), logits_png (8-bit PNG of 255 sigmoid(s), low-resolution) and, after
+`add_uncertainty`, refined_png (the same of the refined logits). A row group holds the masks of up to 16
+images; files are written and read a row group at a time.
 """
 
 import hashlib
@@ -51,10 +53,11 @@ AGAIN = "run `dvc repro pseudo_label` again"
 PNG_START, PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
 REFINED = SCHEMA.append(pa.field("refined_png", pa.binary()))
 Refine = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-"""`sumlib.refiner.module.refine` of a refiner: embeddings, logits, boxes and points of N masks -> refined logits."""
+"""`sumlib.refiner.module.refine` of a refiner: embeddings, logits, boxes and points of N masks -> refined
+logits."""
 
 
-# ---- 8-bit maps ------------------------------------------------------------------------------------------------------
+# ---- 8-bit maps --------------------------------------------------------------------------------
 
 
 def encode_map(logits: Tensor) -> list[bytes]:
@@ -77,11 +80,13 @@ def decode_map(png: bytes) -> np.ndarray:
 
 
 def map_logits(values: Tensor) -> Tensor:
-    """Probabilities (..., H, W) uint8 -> logits float32; 0 and 255 count as 0.5 and 254.5, so the largest is 6.2."""
+    """Probabilities (..., H, W) uint8 -> logits float32; 0 and 255 count as 0.5 and 254.5, so the largest is
+    6.2.
+    """
     return (values.float().clamp(0.5, 254.5) / 255).logit()
 
 
-# ---- writing ---------------------------------------------------------------------------------------------------------
+# ---- writing -----------------------------------------------------------------------------------
 
 
 def generate(
@@ -95,10 +100,10 @@ def generate(
 ) -> Tally:
     """Write the automatic masks of ``images`` (the first ``config.limit_images``) to ``output``.
 
-    Returns what the filters dropped. Finished row groups are kept in the folder ``parts`` (beside ``output`` by
-    default) until the file is complete: a run that was killed goes on where it stopped and gives the same bytes. A
-    part made by another configuration, model, image or version of the code is made again.
-    Raises ValueError if the model's weights or what it computes hold NaN.
+    Returns what the filters dropped. Finished row groups are kept in the folder ``parts`` (beside ``output``
+    by default) until the file is complete: a run that was killed goes on where it stopped and gives the same
+    bytes. A part made by another configuration, model, image or version of the code is made again. Raises
+    ValueError if the model's weights or what it computes hold NaN.
     """
     model.eval()
     _require_numbers(model)
@@ -172,16 +177,19 @@ def encode_block(model: Sum, samples: Sequence[Sample]) -> Tensor:
 
 
 def _require_numbers(model: torch.nn.Module) -> None:
-    """Raise ValueError, naming the weight, if a model holds NaN or infinity: it would find no mask, silently."""
+    """Raise ValueError, naming the weight, if a model holds NaN or infinity: it would find no mask."""
     for name, value in model.state_dict().items():
         if value.is_floating_point() and not value.isfinite().all():
             raise ValueError(f"the model's weight {name} holds NaN or infinity; train it anew")
 
 
 def _fingerprint(model: Sum, config: PseudoLabelConfig) -> str:
-    """Hash of what makes the masks of an image: configuration, version of torch, code and weights."""
-    digest = hashlib.sha256(json.dumps([asdict(config), torch.__version__]).encode())
-    digest.update(code_hash(__name__).encode())
+    """Hash of what makes the masks of an image: configuration, version of torch, code and weights.
+
+    The code is that of this module and all that it imports: the model's, the decoder's, the filters'.
+    """
+    code = code_hash("sumlib.pseudo.store", type(model).__module__)
+    digest = hashlib.sha256(json.dumps([asdict(config), torch.__version__, code]).encode())
     for name, value in model.state_dict().items():
         digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
@@ -207,8 +215,8 @@ def add_uncertainty(
 ) -> None:
     """Copy the masks of ``source`` to ``output`` with their refined maps, a row group at a time.
 
-    ``refine`` is given each mask's logits as kept (8 bit), its box and its point. Raises ValueError if an image is not
-    among ``images`` or has another size there, a row is broken, or a refined map holds NaN.
+    ``refine`` is given each mask's logits as kept (8 bit), its box and its point. Raises ValueError if an
+    image is not among ``images`` or has another size there, a row is broken, or a refined map holds NaN.
     """
     model.eval()
     _require_numbers(model)
@@ -262,7 +270,7 @@ def _refined_maps(model: Sum, refine: Refine, table: pa.Table, samples: list[Sam
     return maps
 
 
-# ---- reading ---------------------------------------------------------------------------------------------------------
+# ---- reading -----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -274,8 +282,8 @@ class Label:
     refined: np.ndarray | None
     """(M, H, W) bool, the refined masks; may be empty where the refiner finds nothing."""
     certainty: np.ndarray | None
-    """(M, H, W) float32 in [0, 1], from 8-bit maps: c = 1 - |sigmoid(s) - sigmoid(r)|, or SAM's own confidence,
-    |2 sigmoid(s) - 1|."""
+    """(M, H, W) float32 in [0, 1], from 8-bit maps: c = 1 - |sigmoid(s) - sigmoid(r)|, or SAM's own
+    confidence, |2 sigmoid(s) - 1|."""
     points: np.ndarray
     """(M, 2) float32 x, y that produced each mask, in pixels of the image."""
     boxes: np.ndarray
@@ -289,12 +297,13 @@ class Label:
 class PseudoLabels:
     """Pseudo-labels by image name.
 
-    ``images`` are the names with at least one mask, in order; ``record`` is what `generate` counted. Compact forms
-    (run lengths, 8-bit maps) are cached in memory up to ``memory`` bytes, and decoded on every access: all of the micro
-    set, what fits of a large one. ``certainty`` is "refinement" or "confidence" (`Label.certainty`).
+    ``images`` are the names with at least one mask, in order; ``record`` is what `generate` counted. Compact
+    forms (run lengths, 8-bit maps) are cached in memory up to ``memory`` bytes, and decoded on every access:
+    all of the micro set, what fits of a large one. ``certainty`` is "refinement" or "confidence"
+    (`Label.certainty`).
 
-    Raises FileNotFoundError, or ValueError if the file is broken or, with ``refined``, has no refined maps. Rows are
-    checked when they are read: a ValueError names the file, the row and the image.
+    Raises FileNotFoundError, or ValueError if the file is broken or, with ``refined``, has no refined maps.
+    Rows are checked when they are read: a ValueError names the file, the row and the image.
     """
 
     def __init__(
@@ -327,7 +336,10 @@ class PseudoLabels:
         return self.read(name)
 
     def read(self, name: str, rows: Sequence[int] | np.ndarray | None = None) -> Label:
-        """Some labels of an image, in the order of ``rows``; None: all. Only these are decoded at full size."""
+        """Some labels of an image, in the order of ``rows``; None: all.
+
+        Only these are decoded at full size.
+        """
         item = self._item(name)
         rows = list(range(len(item["rles"]))) if rows is None else [int(row) for row in rows]
         try:
@@ -421,7 +433,8 @@ class PseudoLabels:
 
 
 def check_rows(table: pa.Table, path: Path, first: int = 0) -> None:
-    """Raise ValueError, naming file, row and image, for a row of ``table`` (rows from ``first`` on) that is broken.
+    """Raise ValueError, naming file, row and image, for a row of ``table`` (rows from ``first`` on) that is
+    broken.
 
     Checked are missing values, numbers that are not finite, sizes, run lengths and the headers of maps.
     """
@@ -449,7 +462,9 @@ def check_rows(table: pa.Table, path: Path, first: int = 0) -> None:
 
 
 def require_image_size(size: tuple[int, int], sample: Sample, path: Path) -> None:
-    """Raise ValueError unless an image still has the ``size`` (height, width) that its pseudo-labels were made for."""
+    """Raise ValueError unless an image still has the ``size`` (height, width) that its pseudo-labels were
+    made for.
+    """
     if tuple(size) != sample.image.shape[:2]:
         now = "{} x {}".format(*sample.image.shape[:2])
         raise ValueError(
@@ -476,7 +491,9 @@ def _tally(file: pq.ParquetFile, path: Path) -> dict:
 
 
 def _full_size(values: np.ndarray, size: list[int]) -> np.ndarray:
-    """8-bit low-resolution maps (M, L, L) -> (M, H, W) float32, still in [0, 255]: scaled bilinearly, padding cut off."""
+    """8-bit low-resolution maps (M, L, L) -> (M, H, W) float32, still in [0, 255]: scaled bilinearly, padding
+    cut off.
+    """
     height, width = size
     maps = resized(torch.from_numpy(values).float()[:, None], (max(size), max(size)))
     return maps[:, 0, :height, :width].numpy()

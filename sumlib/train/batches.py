@@ -63,8 +63,8 @@ def _choose(weights: Tensor, prompts: int, generator: torch.Generator) -> np.nda
 class Vanished:
     """Counts the masks of each image that are nothing at the model's size, and says so now and then.
 
-    A mask of few pixels in a large image has none left in the model's frame. It is not drawn: trained as an empty one
-    it would teach the model to answer a prompt with nothing.
+    A mask of few pixels in a large image has none left in the model's frame. It is not drawn: trained as an
+    empty one it would teach the model to answer a prompt with nothing.
     """
 
     def __init__(self):
@@ -72,7 +72,9 @@ class Vanished:
         self.lost: set[tuple[str, str]] = set()
 
     def survivors(self, sample: Sample, masks: np.ndarray, side: int) -> np.ndarray:
-        """Which of the masks (M, H, W) of an image are still there in the frame of ``side`` pixels: their indices."""
+        """Which of the masks (M, H, W) of an image are still there in the frame of ``side`` pixels: their
+        indices.
+        """
         there = framed_masks(masks, side)[1]
         key = sample.dataset, sample.name
         if key not in self.masks:
@@ -80,7 +82,8 @@ class Vanished:
             if (count := len(self.masks)) in (1, 10, 100, 1000, 10000):
                 gone = sum(self.masks.values())
                 print(
-                    f"{gone} masks of {count} images so far are not drawn: nothing is left of them at {side} pixels"
+                    f"{gone} masks of {count} images so far are not drawn: "
+                    f"nothing is left of them at {side} pixels"
                 )
         if not there.any():
             self.lost.add(key)
@@ -126,8 +129,9 @@ class HumanSource:
 class PseudoSource:
     """Unlabeled images with SAM's masks, or the refined ones, and their certainty (METHOD sections 2 and 3).
 
-    A mask is drawn with probability 1 / area. SA-1B has a hundred masks an image, most of them small; where SAM finds
-    only a handful, drawing them evenly would show the model mostly whole objects. Only what is drawn is decoded.
+    A mask is drawn with probability 1 / area. SA-1B has a hundred masks an image, most of them small; where
+    SAM finds only a handful, drawing them evenly would show the model mostly whole objects. Only what is
+    drawn is decoded.
     """
 
     def __init__(self, images: Dataset, labels: PseudoLabels, kind: str):
@@ -181,8 +185,8 @@ def _require_others(vanished: Vanished, sample: Sample, images: int) -> None:
     """Raise ValueError if none of the images has a mask that can be drawn."""
     if len(vanished.lost) >= images:
         raise ValueError(
-            f"{sample.dataset}: no mask of image {sample.name!r} is left at the model's size, nor of all others; "
-            "use larger masks or a larger model"
+            f"{sample.dataset}: no mask of image {sample.name!r} is left at the model's size, "
+            "nor of all others; use larger masks or a larger model"
         )
 
 

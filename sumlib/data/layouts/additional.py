@@ -1,7 +1,7 @@
 """Adapters for the paper's eight additional test sets (Table 19), each in the layout it is distributed in.
 
-They have no task of their own: every mask is of the task "unspecified". What the paper does not say of a set (split, what
-counts as a mask) is inferred, and said so at its adapter.
+They have no task of their own: every mask is of the task "unspecified". What the paper does not say of a set
+(split, what counts as a mask) is inferred, and said so at its adapter.
 """
 
 import json
@@ -19,9 +19,11 @@ CITYSCAPES_IGNORED = frozenset([*range(7), 9, 10, 14, 15, 16, 18, 29, 30])
 
 
 def cityscapes(root: Path, split: str = "val") -> list[Entry]:
-    """`leftImg8bit/<split>/<city>/<id>_leftImg8bit.png` and `gtFine/<split>/<city>/<id>_gtFine_instanceIds.png`, 16 bit.
+    """`leftImg8bit/<split>/<city>/<id>_leftImg8bit.png` and
+    `gtFine/<split>/<city>/<id>_gtFine_instanceIds.png`, 16 bit.
 
-    A mask is an instance (values from 1000 on: class = value // 1000) or, below 1000, a class without instances; not of `CITYSCAPES_IGNORED`.
+    A mask is an instance (values from 1000 on: class = value // 1000) or, below 1000, a class without
+    instances; not of `CITYSCAPES_IGNORED`.
     """
     images = sorted(existing(root / "leftImg8bit" / split).glob("*/*_leftImg8bit.png"))
     stems = [(path, path.name.removesuffix("_leftImg8bit.png")) for path in images]
@@ -41,7 +43,8 @@ def _cityscapes_counts(value: int) -> bool:
 
 
 def egohos(root: Path, splits: Collection[str] = ("val", "test_indomain", "test_outdomain")) -> list[Entry]:
-    """`<split>/image/<id>.jpg` and `<split>/label/<id>.png`, ids 0-8 (hands and the objects they hold); a mask a label above 0.
+    """`<split>/image/<id>.jpg` and `<split>/label/<id>.png`, ids 0-8 (hands and the objects they hold); a
+    mask a label above 0.
 
     The paper's split is not documented: all but the training images are taken, of the splits that are there.
     """
@@ -58,7 +61,9 @@ def egohos(root: Path, splits: Collection[str] = ("val", "test_indomain", "test_
 
 
 def dram(root: Path) -> list[Entry]:
-    """`test/<movement>/<artist>/<name>.jpg` and the label map beside it, `<name>.png`: VOC's class ids, 255 is ignored; a mask a class."""
+    """`test/<movement>/<artist>/<name>.jpg` and the label map beside it, `<name>.png`: VOC's class ids, 255
+    is ignored; a mask a class.
+    """
     folder = existing(root / "test")
     paths = sorted(folder.rglob("*.jpg"))
     return [
@@ -77,7 +82,9 @@ def _voc_counts(value: int) -> bool:
 
 
 def ishape(root: Path, split: str = "val") -> list[Entry]:
-    """`<class>/<split>/image/<id>.jpg` and `<class>/<split>/instance_map/<id>.png`, 16 bit; a mask an instance above 0."""
+    """`<class>/<split>/image/<id>.jpg` and `<class>/<split>/instance_map/<id>.png`, 16 bit; a mask an
+    instance above 0.
+    """
     paths = sorted(existing(root).glob(f"*/{split}/image/*.jpg"))
     return [
         _labelled(
@@ -91,7 +98,8 @@ def ishape(root: Path, split: str = "val") -> list[Entry]:
 
 
 def gtav(root: Path, first: int = 2500) -> list[Entry]:
-    """`images/NNNNN.png` and `labels/NNNNN.png`, paletted: Cityscapes' class ids. Part 1 are the ``first`` images.
+    """`images/NNNNN.png` and `labels/NNNNN.png`, paletted: Cityscapes' class ids. Part 1 are the ``first``
+    images.
 
     There are no instances: a mask is a class (inferred; connected components are the other reading).
     """
@@ -100,7 +108,8 @@ def gtav(root: Path, first: int = 2500) -> list[Entry]:
 
 
 def ndd20(root: Path) -> list[Entry]:
-    """`ABOVE/*.jpg` and `BELOW/*.jpg` with `ABOVE_LABELS.json` and `BELOW_LABELS.json`: VIA's outlines of dolphins, closed and filled.
+    """`ABOVE/*.jpg` and `BELOW/*.jpg` with `ABOVE_LABELS.json` and `BELOW_LABELS.json`: VIA's outlines of
+    dolphins, closed and filled.
 
     The same file name occurs in both folders, so a sample is called by its folder and name.
     """
@@ -117,7 +126,10 @@ def ndd20(root: Path) -> list[Entry]:
 
 
 def _via(path: Path) -> list[tuple[str, list[list[float]]]]:
-    """File name and outlines of each image in a file of the VGG Image Annotator. Raises ValueError naming the entry."""
+    """File name and outlines of each image in a file of the VGG Image Annotator.
+
+    Raises ValueError naming the entry.
+    """
     try:
         records, images = json.loads(path.read_bytes()), []
     except (ValueError, RecursionError) as error:
@@ -146,9 +158,11 @@ def _polygon(shape: dict) -> list[float]:
 
 
 def trashcan(root: Path, split: str = "train") -> list[Entry]:
-    """`dataset/instance_version/instances_<split>_trashcan.json` and `<split>/*.jpg`; empty segmentations occur and are reported.
+    """`dataset/instance_version/instances_<split>_trashcan.json` and `<split>/*.jpg`; empty segmentations
+    occur and are reported.
 
-    The polygons of the distribution lie a pixel off; they are taken as they are. SAM's paper uses the training images.
+    The polygons of the distribution lie a pixel off; they are taken as they are. SAM's paper uses the
+    training images.
     """
     folder = root / "dataset" / "instance_version"
     return coco(folder, f"instances_{split}_trashcan.json", split)
@@ -157,8 +171,8 @@ def trashcan(root: Path, split: str = "train") -> list[Entry]:
 def ibd(root: Path) -> list[Entry]:
     """IBD's layout could not be confirmed; this reads COCO JSON, `annotations.json` beside `images/`.
 
-    Without one it reads `images/*` with `masks/<same name>.png`, label maps with a mask for each value above 0 (a
-    plain 0/255 mask is one).
+    Without one it reads `images/*` with `masks/<same name>.png`, label maps with a mask for each value above
+    0 (a plain 0/255 mask is one).
     """
     if any((root / folder / "annotations.json").is_file() for folder in (".", "annotations")):
         return coco(root, "annotations.json")
@@ -179,5 +193,5 @@ ADDITIONAL = read_registry(roles=["additional"])
 
 
 def open_additional(name: str, root: Path) -> Dataset:
-    """The additional test set ``name`` under ``root``; as `sumlib.data.open_dataset`, which opens every set."""
+    """The additional test set ``name`` under ``root``, as `sumlib.data.open_dataset` opens it."""
     return open_dataset(name, root, ADDITIONAL)

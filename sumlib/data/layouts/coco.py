@@ -27,10 +27,10 @@ def coco(
     """COCO JSON `annotations` beside a folder `images`; one mask an annotation, in the file's order.
 
     Segmentations may be polygons, compressed or uncompressed RLE, or empty; empty ones and those outside the
-    image's size are left out and reported. Crowd annotations are skipped. With `keep`, only annotations for which
-    it is true count, and images without any are not members; without it they are members, and bad. `keys` are the
-    fields that `keep` needs, beside the ids.
-    Raises FileNotFoundError or ValueError if the JSON is missing or broken.
+    image's size are left out and reported. Crowd annotations are skipped. With `keep`, only annotations for
+    which it is true count, and images without any are not members; without it they are members, and bad.
+    `keys` are the fields that `keep` needs, beside the ids. Raises FileNotFoundError or ValueError if the
+    JSON is missing or broken.
     """
     path = find_json(root, annotations)
     content, by_image = read_coco(path, *keys)
@@ -52,9 +52,9 @@ def entityseg(root: Path, split: str, pack: str | None = None) -> list[Entry]:
     """EntitySeg `split` ("train" or "val") from `entityseg_<split>.json`, or one `pack` of it.
 
     `file_name` begins with the pack; the image is looked for under `<pack>/images`, `<pack>/images_lr` and
-    `<pack>` by its inner path, then by its base name. The JSON of the reduced images (`..._lr.json`) is used where it
-    is the only one. The paper's three validation sets are taken to be the packs of the official one (inferred:
-    454 + 459 + 401 = 1,314).
+    `<pack>` by its inner path, then by its base name. The JSON of the reduced images (`..._lr.json`) is used
+    where it is the only one. The paper's three validation sets are taken to be the packs of the official one
+    (inferred: 454 + 459 + 401 = 1,314).
     """
     name = f"entityseg_{split}.json"
     path = find_json(root, name, f"entityseg_{split}_lr.json")
@@ -75,7 +75,8 @@ def entityseg(root: Path, split: str, pack: str | None = None) -> list[Entry]:
 
 
 def fashionpedia(root: Path, categories: range = range(46)) -> list[Entry]:
-    """Fashionpedia val: `instances_attributes_val2020.json` and images in `test/`; `categories` 27-45 are "subpart".
+    """Fashionpedia val: `instances_attributes_val2020.json` and images in `test/`; `categories` 27-45 are
+    "subpart".
 
     The filter that leaves 1,148 of the 1,158 images in the paper is not documented; none is applied.
     """
@@ -86,7 +87,8 @@ def fashionpedia(root: Path, categories: range = range(46)) -> list[Entry]:
 def paco(root: Path) -> list[Entry]:
     """PACO-LVIS val: `paco_lvis_v1_val.json`; parts are the annotations with `id != obj_ann_id`.
 
-    `file_name` includes `train2017/` or `val2017/`, which lie under `root`. Images without parts are not members.
+    `file_name` includes `train2017/` or `val2017/`, which lie under `root`. Images without parts are not
+    members.
     """
     return coco(root, "paco_lvis_v1_val.json", ".", _is_part, ("obj_ann_id",))
 
@@ -94,10 +96,11 @@ def paco(root: Path) -> list[Entry]:
 def load_coco(
     image_path: Path, json_path: Path, segmentations: list[tuple[str, object]], size: list[int] | None = None
 ) -> Loaded:
-    """Image (H, W, 3) uint8, masks (M, H, W) bool of the (annotation id, segmentation) pairs, and those left out.
+    """Image (H, W, 3) uint8, masks (M, H, W) bool of the (annotation id, segmentation) pairs, and those left
+    out.
 
-    `size` is [height, width] by the JSON, None if it does not say. Raises BadSampleError if the image is bad, it or
-    a mask has another size, or no mask is left.
+    `size` is [height, width] by the JSON, None if it does not say. Raises BadSampleError if the image is bad,
+    it or a mask has another size, or no mask is left.
     """
     image = read_image(image_path)
     height, width = image.shape[:2]
@@ -123,8 +126,8 @@ def load_coco(
 def decode(segmentation: object, height: int, width: int) -> np.ndarray:
     """COCO polygons, compressed or uncompressed RLE, or nothing -> mask (H, W) bool.
 
-    Polygons of fewer than three corners are ignored. Raises ValueError if an RLE has another size or is broken, or a
-    polygon is not made of numbers near the image.
+    Polygons of fewer than three corners are ignored. Raises ValueError if an RLE has another size or is
+    broken, or a polygon is not made of numbers near the image.
     """
     if isinstance(segmentation, dict):
         if segmentation.get("size") != [height, width]:
@@ -169,7 +172,10 @@ def read_coco(path: Path, *keys: str) -> tuple[dict, dict[int, list[dict]]]:
 
 
 def _records(path: Path, content: dict, kind: str, keys: tuple[str, ...]) -> Iterator[tuple[str, dict]]:
-    """Place in the file and record of each of `content[kind]`, which all have the `keys`. Raises ValueError."""
+    """Place in the file and record of each of `content[kind]`, which all have the `keys`.
+
+    Raises ValueError.
+    """
     records = content.get(kind)
     if not isinstance(records, list):
         raise ValueError(f"{path}: not a whole COCO file (no list of {kind}); download it again")
@@ -205,7 +211,7 @@ def find_json(folder: Path, *names: str) -> Path:
 
 
 def _entityseg_image(pack: Path, inner: str, reduced: bool) -> Path:
-    """Where the image of a pack lies; the first guess if nowhere (reading it then says that it is missing)."""
+    """Where the image of a pack lies; the first guess if nowhere, so that reading it says it is missing."""
     folders = ("images_lr", "images", ".") if reduced else ("images", "images_lr", ".")
     guesses = [pack / folder / name for name in (inner, Path(inner).name) for folder in folders]
     return next((guess for guess in guesses if guess.is_file()), guesses[0])

@@ -11,14 +11,18 @@ from sumlib.data.dataset import Entry, Loaded
 from sumlib.data.images import MAX_LABELS, BadSampleError, read_image, read_labels, require_same_size
 
 PORTRAIT_PARTS = range(2, 9)
-"""EasyPortrait's skin, brows, eyes, lips and teeth. 1 is the person around them, which is no part (inferred)."""
+"""EasyPortrait's skin, brows, eyes, lips and teeth.
+
+1 is the person around them, which is no part (inferred).
+"""
 
 
 def lv_mhp(root: Path, split: str = "val") -> list[Entry]:
     """LV-MHP v2: `<split>/images/<id>.jpg`, `<split>/parsing_annos/<id>_NN_MM.png` (person MM of NN).
 
-    A part is one label of one person's file. Ids come in the order of `list/<split>.txt`, or by number where there is
-    no list ("the first 1,000 of val" is taken to mean this order). Raises FileNotFoundError if a folder is missing.
+    A part is one label of one person's file. Ids come in the order of `list/<split>.txt`, or by number where
+    there is no list ("the first 1,000 of val" is taken to mean this order). Raises FileNotFoundError if a
+    folder is missing.
     """
     images, people = root / split / "images", defaultdict(list)
     for path in sorted(existing(root / split / "parsing_annos").glob("*.png")):
@@ -64,7 +68,8 @@ def _portrait_part(value: int) -> bool:
 
 
 def load_labels(image_path: Path, label_paths: tuple[Path, ...], counts: Callable[[int], bool]) -> Loaded:
-    """Image (H, W, 3) uint8 and a mask (M, H, W) bool for each value of each label map (up to 16 bit) that `counts`.
+    """Image (H, W, 3) uint8 and a mask (M, H, W) bool for each value of each label map (up to 16 bit) that
+    `counts`.
 
     Raises BadSampleError if a file is bad, sizes differ, or no label is present.
     """

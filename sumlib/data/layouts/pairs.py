@@ -42,10 +42,11 @@ def paired_folders(root: Path, images: str, masks: str, threshold: int = 128) ->
 
 
 def flat_pairs(root: Path, folders: tuple[str, ...] = (".",), threshold: int = 128) -> list[Entry]:
-    """`<name>_im.{jpg,png}` and `<name>_gt.png` side by side (BIG in `val` and `test`, VOCEVAL in one folder).
+    """`<name>_im.{jpg,png}` and `<name>_gt.png` side by side (BIG in `val` and `test`, VOCEVAL in one
+    folder).
 
-    The full stem is the name, as one VOC image id may serve several classes. Of `folders` those that exist are
-    read. Raises FileNotFoundError if none does.
+    The full stem is the name, as one VOC image id may serve several classes. Of `folders` those that exist
+    are read. Raises FileNotFoundError if none does.
     """
     present = [root / folder for folder in folders if (root / folder).is_dir()]
     entries = []
@@ -62,8 +63,8 @@ def flat_pairs(root: Path, folders: tuple[str, ...] = (".",), threshold: int = 1
 def hqseg(root: Path) -> list[Entry]:
     """HQSeg-44K in HQ-SAM's packaging: DIS, ThinObject5K, DUTS (two folders), ECSSD, FSS and MSRA-10K.
 
-    Names are `<sub-tree>-<stem>`. Masks are cut at > 128, as HQ-SAM. What the paper calls DUT-OMRON is taken to be
-    DUTS (inferred). Raises FileNotFoundError if a sub-tree is missing.
+    Names are `<sub-tree>-<stem>`. Masks are cut at > 128, as HQ-SAM. What the paper calls DUT-OMRON is taken
+    to be DUTS (inferred). Raises FileNotFoundError if a sub-tree is missing.
     """
     return [
         Entry(f"{tree}-{entry.name}", entry.path, entry.load)

@@ -20,11 +20,13 @@ MAX_BYTES = 2**28
 
 
 def sa1b(root: Path) -> list[Entry]:
-    """Every `sa_<id>.jpg` of SA-1B under `root`, by part, then by id. The `.json` beside an image is never opened.
+    """Every `sa_<id>.jpg` of SA-1B under `root`, by part, then by id. The `.json` beside an image is never
+    opened.
 
-    An archive is read in place (some are gzip despite their name; random access to those is slow: unpack them, or
-    read in order); an unpacked folder of the same name is preferred. A `.json` without its image becomes an entry
-    that raises BadSampleError. Raises FileNotFoundError if there is no part, ValueError if an archive is truncated.
+    An archive is read in place (some are gzip despite their name; random access to those is slow: unpack
+    them, or read in order); an unpacked folder of the same name is preferred. A `.json` without its image
+    becomes an entry that raises BadSampleError. Raises FileNotFoundError if there is no part, ValueError if
+    an archive is truncated.
     """
     parts = {path.stem: path for path in sorted(root.glob("sa_*.tar")) if path.is_file()}
     parts |= {path.name: path for path in sorted(root.glob("sa_*")) if path.is_dir()}
