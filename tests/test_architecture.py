@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from sumlib.base.paths import NOTEBOOKS, ROOT
-from sumlib.pipeline.notebook import code_of, read_cells
+from sumlib.pipeline.cells import read_cells
+from sumlib.pipeline.code import code_of
 
 MODULES = sorted(path.relative_to(ROOT) for path in (ROOT / "sumlib").rglob("*.py"))
 NOTEBOOK_FILES = sorted(NOTEBOOKS.glob("*.ipynb"))
