@@ -1,7 +1,7 @@
-"""Interactive fine-tuning on human masks and pseudo-labels, which trusts certain pixels more (METHOD sections 4 and 5).
+"""Interactive fine-tuning on human masks and pseudo-labels, by certainty (METHOD sections 4 and 5).
 
-The same loop trains every model of the comparison; a `RunConfig` says by which method, and which losses, labels,
-prompts and task prompts it uses. All of them see the same number of prompts in an iteration.
+The same loop trains every model of the comparison; a `RunConfig` says by which method, and which losses,
+labels, prompts and task prompts it uses. All of them see the same number of prompts in an iteration.
 """
 
 from dataclasses import replace
@@ -32,10 +32,10 @@ def finetune(
 ) -> tuple[Sum, pd.DataFrame]:
     """Fine-tune the foundation model as ``run`` says; returns the model and its log.
 
-    ``labels`` is the Parquet file of its pseudo-labels; ``data`` what `open_sources` gave for it, if it was called
-    before. Task ids that the run does not train stay at zero. ``resume`` is where a killed run goes on from. Trains on
-    the GPU where there is one, else in ``finetune.shares``, each with its part of an iteration's images and, where
-    there are cores enough, a process of its own.
+    ``labels`` is the Parquet file of its pseudo-labels; ``data`` what `open_sources` gave for it, if it was
+    called before. Task ids that the run does not train stay at zero. ``resume`` is where a killed run goes on
+    from. Trains on the GPU where there is one, else in ``finetune.shares``, each with its part of an
+    iteration's images and, where there are cores enough, a process of its own.
     """
     own, device = config.finetune, best_device()
     if run.theta is not None:
@@ -89,7 +89,7 @@ def _step(
     plan: list[tuple[HumanSource | PseudoSource, int]],
     shares: int,
 ) -> Step:
-    """The step that `fit` repeats: draw the images of a share of the ``plan`` (source, prompts) and learn from them."""
+    """The step that `fit` repeats: draw a share of the ``plan`` (source, prompts) and learn."""
     total, device = sum(prompts for _, prompts in plan), model.sam.device
 
     def step(generator: torch.Generator, number: int) -> dict[str, float]:

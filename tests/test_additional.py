@@ -14,7 +14,7 @@ from sumlib.data.layouts.additional import ADDITIONAL, CITYSCAPES_IGNORED, open_
 from sumlib.data.layouts.coco import decode
 from sumlib.micro.additional_sets import SCENES, SETS, _outlines, classes, scenes, write_additional
 from sumlib.micro.export import masks_of
-from sumlib.report.results import paper_tables
+from sumlib.report.tables import paper_tables
 
 
 def expected(name: str, scene) -> list[np.ndarray]:

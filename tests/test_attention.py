@@ -1,4 +1,4 @@
-"""The faster mask decoder: SAM's numbers and gradients up to rounding, by SAM's own modules and parameters."""
+"""The faster mask decoder: SAM's numbers and gradients up to rounding, by SAM's own parameters."""
 
 import pytest
 import torch

@@ -5,8 +5,11 @@ import pytest
 from matplotlib.colors import to_rgb
 from test_report import results
 
+from sumlib.figures import curves, panels, refinement, style
 from sumlib.figures import rounds as figures
 from sumlib.report import results as report
+from sumlib.report.intervals import Bootstrap
+from sumlib.report.sampling import sampling_gains
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +31,8 @@ def picture_row(size=16, **changes) -> dict:
         "sum": mask,
         "truth": mask,
         "uncertainty": mask * 0.5,
+        "sam_iou": 0.0,
+        "sum_iou": 1.0,
         "point": (8, 8),
         "name": "COIFT",
     } | changes
@@ -52,7 +57,7 @@ def test_rounds_figure_draws_the_scores(number, scores):
 
 def test_models_in_one_figure_differ_in_colour_and_marker():
     for _, _, keys in figures.FIGURES.values():
-        looks = [figures.LOOKS[key] for key in keys]
+        looks = [style.LOOKS[key] for key in keys]
         assert len({colour for colour, _ in looks}) == len(keys)
         light = [np.dot(to_rgb(colour), (0.2126, 0.7152, 0.0722)) for colour, _ in looks]
         pairs = [(i, j) for i in range(len(keys)) for j in range(i)]
@@ -61,22 +66,41 @@ def test_models_in_one_figure_differ_in_colour_and_marker():
         )  # told apart in grey print too
 
 
+def test_a_model_looks_the_same_in_every_figure(scores):
+    """SAM is a grey circle and SUM a blue diamond, in the rounds, the curves and against the sizes."""
+    for figure in (
+        figures.rounds_figure(14, scores),
+        figures.rounds_figure(17, scores),
+        curves.curves_figure(1, scores),
+        curves.curves_figure(26, scores),
+    ):
+        looks = {(line.get_color(), line.get_marker()) for line in figure.axes[0].lines}
+        assert looks == {style.LOOKS[style.SAM], style.LOOKS[style.SUM]}
+    (_, sam), (_, tuned) = style.LOOKS[style.SAM], style.LOOKS[style.SUM]
+    assert sam != tuned
+    assert {marker for (model, _), (_, marker) in style.LOOKS.items() if model == "SUM"} == {tuned}
+
+
+def test_sets_of_the_micro_world_are_called_micro(scores):
+    titles = [axes.get_title() for axes in curves.curves_figure(20, scores, "micro").axes]
+    assert titles == ["micro-EntitySeg-0", "micro-EntitySeg-1", "micro-EntitySeg-2"]
+
+
 def test_saved_figures_are_the_same_bytes(scores, tmp_path):
     paths = [
-        figures.save(figures.rounds_figure(17, scores), tmp_path / name, dpi=40)
-        for name in ("a.png", "b.png")
+        style.save(figures.rounds_figure(17, scores), tmp_path / name, dpi=40) for name in ("a.png", "b.png")
     ]
     assert paths[0].read_bytes() == paths[1].read_bytes()
     assert b"Software" not in paths[0].read_bytes()
 
 
 def test_panel_shows_pictures_and_iou():
-    figure = figures.panel([picture_row(), picture_row()])
+    figure = panels.sum_panel([picture_row(), picture_row()])
     axes = figure.axes[:10]
     assert [a.get_title() for a in axes[:5]] == ["Image and prompt", "SAM", "Uncertainty", "SUM", "Truth"]
     assert axes[1].get_xlabel() == "IoU 0" and axes[3].get_xlabel() == "IoU 100"
     with pytest.raises(ValueError, match="different size"):
-        figures.panel([picture_row(truth=np.zeros((3, 3), bool))])
+        panels.sum_panel([picture_row(truth=np.zeros((3, 3), bool))])
 
 
 def test_certainty_plot_states_the_shares():
@@ -89,7 +113,7 @@ def test_certainty_plot_states_the_shares():
         }
         for i in range(10)
     ]
-    figure = figures.certainty_vs_correctness(bins, 0.6)
+    figure = refinement.certainty_vs_correctness(bins, 0.6)
     texts = " ".join(text.get_text() for text in figure.axes[0].texts)
     assert (
         f"c > 0.6: {(60 + 70 + 80 + 90) / 4:.1f} % correct" in texts
@@ -105,7 +129,7 @@ def test_levels_plot_states_means():
         "sam_biou": [0.2, 0.4],
         "refined_biou": [0.4, 0.4],
     }
-    figure = figures.refined_vs_sam_by_level({"salient": masks, "part": masks})
+    figure = refinement.refined_vs_sam_by_level({"salient": masks, "part": masks})
     assert len(figure.axes) == 4
     assert [text.get_text() for text in figure.axes[0].texts] == [
         "mean 60.0 → 60.0",
@@ -114,9 +138,6 @@ def test_levels_plot_states_means():
 
 
 def test_sampling_figure_without_runs_shows_the_paper():
-    from sumlib.report.claims import sampling_gains
-    from sumlib.report.intervals import Bootstrap
-
     frame = results({"sam": ("SAM", "none", 0)}, images=2, masks=1, rounds=(1,))
     figure = figures.sampling_figure(sampling_gains(Bootstrap(frame, np.random.default_rng(0), 10)))
     assert len(figure.axes) == 2

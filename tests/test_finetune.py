@@ -1,4 +1,4 @@
-"""Interactive fine-tuning: where prompts come from, what is trained, and that every model of the comparison is trained alike."""
+"""Interactive fine-tuning: where prompts come from, what is trained, and that all models train alike."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -56,7 +56,7 @@ class Labels(dict):
 
 
 def pseudo_label(scene) -> SimpleNamespace:
-    """Two entities as labels, a refined version, the points that made them, and certainty 1 on the left, 0.25 on the right."""
+    """Two entities, their refined masks and points, and certainty 1 on the left, 0.25 on the right."""
     masks = np.stack([scene.entity_map == 1, scene.entity_map == 2])
     refined = masks.copy()
     refined[:, :6] = False
@@ -113,7 +113,7 @@ def hand_batch(target: torch.Tensor, certainty=None, backup=None) -> Batch:
     )
 
 
-# ---- prompts -----------------------------------------------------------------------------------------------------------
+# ---- prompts -----------------------------------------------------------------------------------------------
 
 
 def test_half_of_the_first_prompts_are_boxes_the_others_points_inside():
@@ -180,7 +180,7 @@ def test_human_masks_are_sampled_uniformly_whatever_the_run(model, human):
     assert (batch.certainty == 1).all() and (batch.backup == -1).all()
 
 
-# ---- one step ----------------------------------------------------------------------------------------------------------
+# ---- one step ----------------------------------------------------------------------------------------------
 
 
 def record(model, monkeypatch) -> list[tuple]:
@@ -263,7 +263,7 @@ def test_with_uncertain_pixels_it_is_not(model, human, pseudo):
 
 
 def one_graph(model, batch, run, config, generator) -> None:
-    """`interactive_step` as one would write it without care for memory: the whole graph is kept, one backward."""
+    """`interactive_step` as one would write it without care for memory: one graph, one backward."""
     certainty = batch.certainty if run.uncertainty_loss else None
     weight = batch.certainty if run.uncertainty_sampling else None
     embedding, rows = model.encode(batch.pixels)[batch.image], torch.arange(len(batch.target))
@@ -339,7 +339,7 @@ def test_mask_losses_by_hand(human, model):
     )  # no pixel above theta
 
 
-# ---- sources -----------------------------------------------------------------------------------------------------------
+# ---- sources -----------------------------------------------------------------------------------------------
 
 
 def test_masks_are_drawn_without_repeats_as_far_as_they_go(model, human, pseudo):
@@ -385,12 +385,12 @@ def test_bad_samples_are_left_out_and_counted(model, tmp_path):
     assert len({float(source.draw(model, 1, rng(seed)).pixels.sum()) for seed in range(20)}) == 2
 
 
-# ---- whole runs --------------------------------------------------------------------------------------------------------
+# ---- whole runs --------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def whole(root, tmp_path_factory):
-    """The smoke configuration on the small scenes, with a random foundation model, and pseudo-labels made by it."""
+    """The smoke configuration on the small scenes, with a random foundation model and its pseudo-labels."""
     folder = tmp_path_factory.mktemp("whole")
     with torch.random.fork_rng():
         torch.manual_seed(0)

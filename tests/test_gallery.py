@@ -7,7 +7,7 @@ import pytest
 
 from sumlib.base.paths import RESULTS
 from sumlib.config.params import load_config
-from sumlib.report import results as report
+from sumlib.report import tables as report
 
 PAGE = (RESULTS / "README.md").read_text(encoding="utf-8")
 LINKED = {RESULTS / path for path in re.findall(r"\]\(([^)#]+)\)", PAGE)}

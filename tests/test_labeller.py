@@ -36,5 +36,5 @@ def test_sum_is_the_model_fine_tuned_before(tmp_path):
 
 
 def test_unknown_labellers_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="no labeller 'som'; known are sam, vit_l, vit_b, sum"):
+    with pytest.raises(ValueError, match="no labeller 'som'; the nearest are: sum, sam"):
         load_labeller(SMOKE, "som", tmp_path)

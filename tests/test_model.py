@@ -1,6 +1,7 @@
-"""The model: SAM's output bit for bit, prompts of several images in one batch, SAM's own tools, checkpoints good and bad."""
+"""The model: SAM's output bit for bit, several images in a batch, SAM's tools, checkpoints good and bad."""
 
 import hashlib
+from functools import partial
 
 import numpy as np
 import pytest
@@ -71,7 +72,7 @@ def prompts(model, count, kind):
 
 
 def decoded_by_sam(sam, embedding, *, points=None, labels=None, boxes=None, mask_inputs=None):
-    """What SAM's own prompt encoder and decoder give for one image (1, C, h, w): single output, then the three."""
+    """What SAM's own encoder and decoder of prompts give for an image (1, C, h, w): one, then three."""
     sparse, dense = sam.prompt_encoder(
         points=None if points is None else (points, labels), boxes=boxes, masks=mask_inputs
     )
@@ -437,7 +438,8 @@ def test_hash_of_the_checkpoint(micro, tmp_path):
     right = hashlib.sha256(path.read_bytes()).hexdigest()
     assert_same(load_sum(path, sha256=right.upper()).state_dict().values(), micro.state_dict().values())
     for load in (load_sum, load_micro):
-        expect_bad(lambda path: load(path, sha256="0" * 64), path, right, "0" * 64, "correct the hash")
+        wrong = partial(load, sha256="0" * 64)
+        expect_bad(wrong, path, right, "0" * 64, "correct the hash")
 
 
 def test_wrong_architecture(micro, tmp_path):

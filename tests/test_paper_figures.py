@@ -5,7 +5,9 @@ import pytest
 from test_report import results
 
 from sumlib.figures import curves as drawn
+from sumlib.figures import rounds as figures
 from sumlib.report import results as report
+from sumlib.report.tables import paper_tables
 
 
 @pytest.fixture(scope="module")
@@ -53,8 +55,6 @@ def test_curves_are_the_scores(number, scores):
 
 
 def test_paper_numbers_are_drawn_once():
-    from sumlib.figures import rounds as figures
-
     assert not drawn.CURVES.keys() & figures.FIGURES.keys() and {1, 4, *range(19, 22), *range(23, 30)} == set(
         drawn.CURVES
     )
@@ -90,7 +90,7 @@ def test_boundary_points_with_and_without_the_sampling(scores):
     )
     paper = figure.axes[1].lines[0].get_ydata()
     row = (
-        report.paper_tables()
+        paper_tables()
         .query("table == '5' and dataset == 'COIFT' and metric == 'mIoU'")
         .set_index("model")["value"]
     )

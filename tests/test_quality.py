@@ -8,10 +8,12 @@ from sumlib.analysis import label_quality as quality
 from sumlib.base.paths import SAMPLE
 from sumlib.config.params import load_config
 from sumlib.figures import label_quality as quality_figures
-from sumlib.figures import rounds as figures
+from sumlib.figures import style as figures
 from sumlib.micro.truth import open_truth
 from sumlib.pipeline.smoke import pseudo_labels
 from sumlib.pseudo.store import Label, PseudoLabels
+from sumlib.report import label_quality as report
+from sumlib.report.intervals import share_interval
 
 
 def block(y0: int, y1: int, x0: int = 0, x1: int = 10) -> np.ndarray:
@@ -115,7 +117,7 @@ def test_judged_by_its_thresholds():
             "refined_biou": [1.0, 1, 0],
         }
     )
-    found = quality.judged(masks)
+    found = report.answers(masks)
     assert found["both"].tolist() == [True, False, False] and found["coverage"].tolist() == [
         True,
         True,
@@ -129,10 +131,10 @@ def test_judged_by_its_thresholds():
 
 def test_share_interval_is_over_images():
     rng = np.random.default_rng(0)
-    assert quality.share_interval(np.ones(6), list("aabbcc"), rng) == (1, 1, 1)
+    assert share_interval(np.ones(6), list("aabbcc"), rng) == (1, 1, 1)
     values, images = np.repeat([0.0, 1.0], 50), np.repeat(np.arange(20), 5)
-    value, low, high = quality.share_interval(values, images, rng)
-    each = quality.share_interval(values, np.arange(100), rng)
+    value, low, high = share_interval(values, images, rng)
+    each = share_interval(values, np.arange(100), rng)
     assert value == each[0] == 0.5 and low < 0.4 and high > 0.6
     assert high - low > 1.8 * (each[2] - each[1])  # 20 images of 5 equal masks know less than 100 images
 
@@ -142,14 +144,14 @@ def test_separation_is_the_probability_of_a_larger_score():
     good = rng.random(60) < 0.4
     scores = np.round(rng.normal(good, 1.0), 1)  # with ties
     pairs = [(a > b) + 0.5 * (a == b) for a in scores[good] for b in scores[~good]]
-    found = quality.separation(scores, good)
+    found = report.separation(scores, good)
     assert (
         found.auc == pytest.approx(np.mean(pairs))
         and found.good == np.median(scores[good])
         and found.p < 0.05
     )
-    assert np.isnan(quality.separation(scores, np.ones(60, bool)).auc) and np.isnan(
-        quality.separation(scores, np.zeros(60, bool)).good
+    assert np.isnan(report.separation(scores, np.ones(60, bool)).auc) and np.isnan(
+        report.separation(scores, np.zeros(60, bool)).good
     )
 
 
@@ -163,14 +165,14 @@ def test_calibration_by_hand():
             "certainty": [0.2, 0.375, 0.6, 1.0],
         }
     )
-    assert quality.calibration_error(bins) == pytest.approx((10 * 0.2 + 20 * 0.4 + 0) / 100)
-    assert quality.calibration_error(bins, below=0.75) == pytest.approx(10 / 30)
-    fitted = quality.recalibrate(bins)
+    assert report.calibration_error(bins) == pytest.approx((10 * 0.2 + 20 * 0.4 + 0) / 100)
+    assert report.calibration_error(bins, below=0.75) == pytest.approx(10 / 30)
+    fitted = report.recalibrate(bins)
     pooled = 8 / 30  # 0.4 and then 0.2 is not monotone
     assert fitted.tolist() == pytest.approx([pooled, pooled, pooled, 1])
-    assert quality.calibration_error(bins, fitted) < quality.calibration_error(bins)
+    assert report.calibration_error(bins, fitted) < report.calibration_error(bins)
     with pytest.raises(ValueError, match="no bin"):
-        quality.recalibrate(bins.assign(pixels=0))
+        report.recalibrate(bins.assign(pixels=0))
 
 
 def test_certainty_bins_count_the_pixels_of_good_masks(measured):
@@ -189,21 +191,21 @@ def test_certainty_bins_count_the_pixels_of_good_masks(measured):
 def test_correction_curve_ends_perfect_and_the_truth_is_the_best_order():
     rng = np.random.default_rng(2)
     value = rng.random(40)
-    best = quality.correction_curve(value, value.argsort())
+    best = report.correction_curve(value, value.argsort())
     assert best[0] == pytest.approx(value.mean()) and best[-1] == pytest.approx(1)
     for _ in range(20):
-        assert (quality.correction_curve(value, rng.permutation(40)) <= best + 1e-12).all()
+        assert (report.correction_curve(value, rng.permutation(40)) <= best + 1e-12).all()
 
 
 def test_advantage_is_one_for_the_truth_zero_for_chance_and_negative_when_wrong():
     rng = np.random.default_rng(3)
     value = rng.random(400)
-    assert quality.advantage(value, value) == pytest.approx(1)
-    assert quality.advantage(value, np.zeros(400)) == pytest.approx(0)
-    assert quality.advantage(value, -value) == pytest.approx(-1)
-    assert abs(np.mean([quality.advantage(value, rng.random(400)) for _ in range(50)])) < 0.05
-    assert 0.2 < quality.advantage(value, value + rng.normal(0, 0.3, 400)) < 0.95
-    assert np.isnan(quality.advantage(np.ones(3), np.arange(3)))
+    assert report.advantage(value, value) == pytest.approx(1)
+    assert report.advantage(value, np.zeros(400)) == pytest.approx(0)
+    assert report.advantage(value, -value) == pytest.approx(-1)
+    assert abs(np.mean([report.advantage(value, rng.random(400)) for _ in range(50)])) < 0.05
+    assert 0.2 < report.advantage(value, value + rng.normal(0, 0.3, 400)) < 0.95
+    assert np.isnan(report.advantage(np.ones(3), np.arange(3)))
 
 
 # ---- figures -----------------------------------------------------------------------------------------------------------
@@ -218,14 +220,14 @@ def test_survival_curve_passes_the_counted_share(measured):
         for line in axes.lines
         if len(line.get_xdata()) == 1
     }
-    for key, limit in (("iou", quality.COVERED), ("biou", quality.SHARP)):
+    for key, limit in (("iou", report.COVERED), ("biou", report.SHARP)):
         for prefix in ("", "refined_"):
             assert (limit, round(100 * (masks[prefix + key] >= limit).mean(), 6)) in marked
 
 
 def test_level_bars_add_up(measured):
     masks = measured[2]
-    figure = quality_figures.levels_figure(masks, quality.judged(masks))
+    figure = quality_figures.levels_figure(masks, report.answers(masks))
     widths = [bar.get_width() for bar in figure.axes[0].patches]
     assert sum(widths) == pytest.approx(200)  # SAM's and the refined masks
 
@@ -233,6 +235,6 @@ def test_level_bars_add_up(measured):
 def test_figures_are_drawn_where_one_kind_is_missing(measured, tmp_path):
     masks = measured[2]
     for good in (np.zeros(len(masks), bool), np.ones(len(masks), bool)):
-        tests = {name: quality.separation(masks[name], good) for name in quality.SCORES}
+        tests = {name: report.separation(masks[name], good) for name in report.SCORES}
         figures.save(quality_figures.scores_figure(masks, good, tests), tmp_path / "scores.png", dpi=30)
     assert (tmp_path / "scores.png").stat().st_size > 1000

@@ -1,12 +1,24 @@
 """Averages, tables and intervals against hand-computed numbers, on tiny results."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pandas as pd
 import pytest
 
+from sumlib.base.paths import ROOT
+from sumlib.data.registry import TASK_GROUPS
 from sumlib.report import results as report
-from sumlib.report.intervals import Bootstrap, MissingRun, paired_difference
-from sumlib.report.resampling import ratio_difference
+from sumlib.report import tables as printed
+from sumlib.report.intervals import (
+    Bootstrap,
+    Estimate,
+    MissingRun,
+    ratio_difference,
+    resample,
+    share_interval,
+)
 
 MODELS = {
     "sam": ("SAM", "none", 0),
@@ -47,6 +59,15 @@ def results(runs=MODELS, images=6, masks=3, shift=0.1, seed=0, rounds=(1, 3, 5, 
                             )
                         )
     return pd.concat(frames, ignore_index=True)
+
+
+def difference(frame: pd.DataFrame, a: str, b: str, seed: int = 5, resamples: int = 100, **point) -> Estimate:
+    """Run a - run b, by a bootstrap of these two alone."""
+    both = frame[frame["run"].isin([a, b])]
+    bootstrap = Bootstrap(both, np.random.default_rng(seed), resamples)
+    return bootstrap.contrast(
+        {a: 1.0, b: -1.0}, **({"prompt": "point", "rounds": 1, "metric": "mIoU"} | point)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -93,9 +114,9 @@ def test_averages_by_hand():
 
 
 def test_paper_has_each_table_and_its_averages_agree():
-    paper = report.paper_tables()
+    paper = printed.paper_tables()
     assert len(paper) == 2035
-    assert {str(number) for number in report.TABLES} <= set(paper["table"])
+    assert {str(number) for number in printed.TABLES} <= set(paper["table"])
     rows = paper.query("table == '14' and metric == 'mIoU' and model == 'SAM'").set_index(
         ["task", "dataset"]
     )["value"]
@@ -103,11 +124,11 @@ def test_paper_has_each_table_and_its_averages_agree():
     assert [len(names) for names in report.dataset_order().values()] == [6, 3, 5]
 
 
-@pytest.mark.parametrize("number", report.TABLES)
+@pytest.mark.parametrize("number", printed.TABLES)
 def test_table_holds_the_papers_rows_and_differences(number, scores):
-    table = report.build_table(number, scores)
-    assert len(table) == (report.paper_tables()["table"] == str(number)).sum()
-    spec, keys = report.TABLES[number], ["rounds", "metric", "task", "dataset"]
+    table = printed.build_table(number, scores)
+    assert len(table) == (printed.paper_tables()["table"] == str(number)).sum()
+    spec, keys = printed.TABLES[number], ["rounds", "metric", "task", "dataset"]
     compared = table["model"].map(spec.reference_of).notna()
     assert compared.any() and table.loc[~compared, ["difference", "paper_difference"]].isna().all().all()
     for _, row in table[compared].iterrows():
@@ -115,20 +136,20 @@ def test_table_holds_the_papers_rows_and_differences(number, scores):
         assert row["paper_difference"] == pytest.approx(
             row["paper"] - reference.loc[tuple(row[keys]), "paper"]
         )
-    text = report.table_markdown(number, table)
+    text = printed.table_markdown(number, table)
     assert text.startswith(f"# Table {number}. ") and "nan" not in text and "<NA>" not in text
     for line in text.splitlines():
         assert not line.startswith("|") or line.endswith("|")
 
 
 def test_table_6_calls_the_main_models_by_their_encoder(scores):
-    table = report.build_table(6, scores)
+    table = printed.build_table(6, scores)
     ours = report.over_seeds(scores).query(
         "model == 'SUM' and train_set == 'FT-Medium' and task == 'part' and dataset == 'average' and prompt == 'point' and rounds == 1 and metric == 'mIoU'"
     )
     row = table.query("model == 'SUM ViT-H' and task == 'part' and rounds == 1 and metric == 'mIoU'").iloc[0]
     assert row["ours"] == pytest.approx(ours["ours"].item()) and np.isfinite(row["difference"])
-    assert "SAM of the same size" in report.table_markdown(6, table)
+    assert "SAM of the same size" in printed.table_markdown(6, table)
 
 
 def test_seeds_become_mean_and_deviation(scores):
@@ -144,26 +165,26 @@ def test_seeds_become_mean_and_deviation(scores):
 
 
 def test_table_markdown_layout(scores):
-    text = report.table_markdown(14, report.build_table(14, scores))
+    text = printed.table_markdown(14, printed.build_table(14, scores))
     assert "## mIoU, 1 point" in text and "## mBIoU, 1 point" in text
     rows = [line for line in text.splitlines() if line.startswith("| SUM FT-Medium")]
     assert len(rows) == 2 and " ± " in rows[0] and "(+6.5)" in rows[0]  # the paper's gain on salient objects
     assert all(
         "–" in line for line in text.splitlines() if line.startswith("| SUM FT-Large")
     )  # not evaluated here
-    assert "## mIoU, box and 5 points" in report.table_markdown(18, report.build_table(18, scores))
+    assert "## mIoU, box and 5 points" in printed.table_markdown(18, printed.build_table(18, scores))
 
 
 def test_written_tables_are_the_same_bytes(frame, scores, tmp_path):
-    first = report.write_tables(scores, tmp_path / "a", tmp_path / "a")
+    first = printed.write_tables(scores, tmp_path / "a", tmp_path / "a")
     shuffled = frame.sample(frac=1, random_state=1)
     for column in ("run", "dataset"):
         shuffled[column] = shuffled[column].astype("category")
-    second = report.write_tables(report.aggregate(shuffled), tmp_path / "b", tmp_path / "b")
-    assert len(first) == 2 * len(report.TABLES) + 1
+    second = printed.write_tables(report.aggregate(shuffled), tmp_path / "b", tmp_path / "b")
+    assert len(first) == 2 * len(printed.TABLES) + 1
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
     assert (
-        not list(tmp_path.rglob("*.part"))
+        not list(tmp_path.rglob("*.tmp"))
         and b"\r" not in first[0].read_bytes()
         and b"-0.00" not in first[-1].read_bytes()
     )
@@ -222,17 +243,7 @@ def test_bootstrap_intervals_cover_the_truth():
         effect = 0.05 + generator.normal(0, 0.1, images).repeat(4) + generator.normal(0, 0.02, images * 4)
         base = tiny([("part", "PACO", f"i{i // 4}", 0.0) for i in range(images * 4)])
         both = pd.concat([base, base.assign(run="b", model="B", iou=effect)])
-        estimate = paired_difference(
-            both,
-            "b",
-            "a",
-            where="part",
-            prompt="point",
-            rounds=1,
-            metric="mIoU",
-            generator=generator,
-            resamples=400,
-        )
+        estimate = difference(both, "b", "a", seed=generator.integers(1000), resamples=400, where="part")
         hits += estimate.low <= 5 <= estimate.high
     assert 0.89 <= hits / 120 <= 0.985
 
@@ -252,19 +263,69 @@ def test_seeds_without_a_prompt_are_left_out(frame):
 
 
 def test_bootstrap_is_deterministic_and_refuses_unpaired_runs(frame):
-    point = dict(where="all", prompt="point", rounds=1, metric="mIoU", resamples=100)
-    a, b = (
-        paired_difference(frame, "sum-medium", "sam", generator=np.random.default_rng(5), **point)
-        for _ in range(2)
+    assert difference(frame, "sum-medium", "sam", where="all") == difference(
+        frame, "sum-medium", "sam", where="all"
     )
-    assert a == b
     missing = frame.drop(frame[(frame["run"] == "sam") & (frame["dataset"] == "BIG")].index[:1])
     with pytest.raises(ValueError, match="other masks of BIG"):
-        paired_difference(missing, "sum-medium", "sam", generator=np.random.default_rng(5), **point)
+        difference(missing, "sum-medium", "sam", where="all")
     with pytest.raises(MissingRun, match="evaluate@sum-medium"):
-        paired_difference(
-            frame, "sum-medium", "sam", generator=np.random.default_rng(5), **(point | {"rounds": 9})
-        )
+        difference(frame, "sum-medium", "sam", where="all", rounds=9)
+
+
+def test_resamples_draw_as_many_images_as_there_are():
+    for one_by_one in (False, True):
+        counts = resample(7, np.random.default_rng(0), 500, one_by_one=one_by_one)
+        assert counts.shape == (500, 7) and (counts.sum(1) == 7).all()
+        assert counts.mean(0) == pytest.approx(np.ones(7), abs=0.15)
+        assert counts.var(0) == pytest.approx(np.full(7, 6 / 7), abs=0.25)  # of a multinomial draw
+
+
+def test_every_interval_draws_the_same_images():
+    """The mean of masks, from one data set of a bootstrap and from `share_interval`: the same numbers to the last digit."""
+    values, images = np.linspace(0, 1, 12), np.repeat(list("abcd"), 3)
+    rows = [("part", "PACO", image, value) for image, value in zip(images, values)]
+    estimate = Bootstrap(tiny(rows), np.random.default_rng(3), 300).contrast(
+        {"a": 1.0}, "PACO", prompt="point", rounds=1, metric="mIoU"
+    )
+    share = share_interval(values, images, np.random.default_rng(3), 300)
+    assert [estimate.value, estimate.low, estimate.high] == pytest.approx([100 * value for value in share])
+
+
+def test_one_training_against_several_counts_as_one(frame):
+    one = frame[frame["run"] == "sum-medium"].assign(run="other", model="Vanilla")
+    bootstrap = Bootstrap(pd.concat([frame, one]), np.random.default_rng(0), 50)
+    point = dict(prompt="point", rounds=1, metric="mIoU")
+    sam, vanilla = ("SAM", "none"), ("Vanilla", "FT-Medium")
+    against_sam = bootstrap.compare({("SUM", "FT-Medium"): 1.0, sam: -1.0}, "all", **point)
+    against_one = bootstrap.compare({("SUM", "FT-Medium"): 1.0, vanilla: -1.0}, "all", **point)
+    assert (against_sam.trainings, len(against_sam.seeds)) == (2, 2)
+    assert (against_one.trainings, len(against_one.seeds)) == (1, 2)
+
+
+def test_reports_and_figures_load_no_torch():
+    """A notebook that reads tables starts in a second, and depends on no model."""
+    code = (
+        "import importlib, pkgutil, sys, sumlib.figures, sumlib.report\n"
+        "for package in (sumlib.report, sumlib.figures):\n"
+        "    for module in pkgutil.iter_modules(package.__path__):\n"
+        "        importlib.import_module(f'{package.__name__}.{module.name}')\n"
+        "assert 'sumlib.figures.curves' in sys.modules\n"
+        "print([name for name in sys.modules if name.split('.')[0] == 'torch'][:3])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.strip() == "[]", done.stdout + done.stderr
+
+
+def test_sets_come_from_the_registry(monkeypatch, frame):
+    """A new test set has a row in the scores, in its task group."""
+    assert report.dataset_order() == TASK_GROUPS
+    paper = printed.paper_tables().query("table == '14' and dataset != 'average'")
+    assert list(paper["dataset"].unique()) == [name for names in TASK_GROUPS.values() for name in names]
+    monkeypatch.setitem(TASK_GROUPS, "entity", [*TASK_GROUPS["entity"], "Mine"])
+    new = frame[frame["dataset"] == "EntitySeg-2"].assign(dataset="Mine")
+    scores = report.aggregate(pd.concat([frame, new])).query("run == 'sam'")
+    assert list(scores.query("task == 'entity'")["dataset"].unique()) == [*TASK_GROUPS["entity"], "average"]
 
 
 def test_ratio_difference_by_hand():

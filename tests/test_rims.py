@@ -13,7 +13,7 @@ from sumlib.analysis.rims import SIDES, painted_share, ring_errors
 from sumlib.config.params import load_config
 from sumlib.data.registry import open_dataset
 from sumlib.evaluate import interact
-from sumlib.figures import rounds as figures
+from sumlib.figures.rims import rims_figure
 from sumlib.micro.export import write_dataset
 
 RUN = replace(load_config("smoke").run("sum-medium"), task_prompt="none")
@@ -83,8 +83,9 @@ def test_shares_pool_the_pixels_and_lie_in_their_interval(errors):
 
 def test_the_figure_names_every_run(errors):
     both = pd.concat([errors, errors.assign(run="sam")])
-    figure = figures.rims_figure(
-        painted_share(both, np.random.default_rng(0), draws=20), {"sam": "SAM", RUN.name: "SUM"}
+    figure = rims_figure(
+        painted_share(both, np.random.default_rng(0), draws=20),
+        {"sam": ("SAM", "none"), RUN.name: ("SUM", "FT-Medium")},
     )
     assert [axes.get_title() for axes in figure.axes] == [f"towards the {side}" for side in SIDES]
-    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["SAM", "SUM"]
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["SAM", "SUM, FT-Medium"]

@@ -1,13 +1,14 @@
-"""The paper's human study (its Figures 44-47), for images whose truth nobody knows: blind pairs, answers, the summary.
+"""The paper's human study (its Figures 44-47), for images whose truth nobody knows: blind pairs, answers, the
+summary.
 
-`write_study` makes one web page that needs nothing but a browser. It shows pseudo-labels twice, SAM's mask and the refined one,
-as A and B in random order, and saves each rater's answers as CSV; which is which stands in `key.csv`, which raters do not see.
+`write_study` makes one web page that needs nothing but a browser. It shows pseudo-labels twice, SAM's mask
+and the refined one, as A and B in random order, and saves each rater's answers as CSV; which is which stands
+in `key.csv`, which raters do not see.
 """
 
 import base64
 import hashlib
-import html
-import json
+import re
 from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
@@ -15,7 +16,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pandas as pd
+from jinja2 import Environment
 
+from sumlib.base.files import write_text
 from sumlib.data.dataset import Dataset
 from sumlib.pseudo.store import PseudoLabels
 
@@ -32,7 +35,8 @@ _SIDES = (320, 800)  # pixels of a picture's longer side on the page, at least a
 
 
 def choose(labels: PseudoLabels, count: int, generator: np.random.Generator) -> list[tuple[str, int]]:
-    """``count`` pseudo-labels (image, mask number) in random order: one of each image before a second of any; all if there are fewer.
+    """``count`` pseudo-labels (image, mask number) in random order: one of each image before a second of any;
+    all if there are fewer.
 
     Those whose refined mask is empty are left out: a rater would see at once which is which.
     """
@@ -49,7 +53,8 @@ def choose(labels: PseudoLabels, count: int, generator: np.random.Generator) -> 
 def write_study(
     folder: Path, labels: PseudoLabels, images: Dataset, count: int, generator: np.random.Generator
 ) -> pd.DataFrame:
-    """Write ``folder/study.html`` and ``folder/key.csv`` of ``count`` trials; returns the key: study, trial, image, mask, a, b ("SAM" or "refined").
+    """Write ``folder/study.html`` and ``folder/key.csv`` of ``count`` trials; returns the key: study, trial,
+    image, mask, a, b ("SAM" or "refined").
 
     Raises:
         FileExistsError: the folder holds a study: its answers would no longer fit.
@@ -57,7 +62,8 @@ def write_study(
     folder = Path(folder)
     if (folder / "key.csv").exists():
         raise FileExistsError(
-            f"{folder / 'key.csv'}: there is a study already, and answers to it may be out; choose another folder"
+            f"{folder / 'key.csv'}: there is a study already, and answers to it may be out; choose another "
+            "folder"
         )
     numbers, trials, rows = {name: k for k, name in enumerate(images.names)}, [], []
     for trial, (name, k) in enumerate(choose(labels, count, generator), start=1):
@@ -70,9 +76,8 @@ def write_study(
     study = hashlib.sha256("".join(source for trial in trials for source in trial).encode()).hexdigest()[:12]
     key = pd.DataFrame(rows, columns=["trial", "image", "mask", "a", "b"])
     key.insert(0, "study", study)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "study.html").write_text(_page(trials, study), encoding="utf-8")
-    key.to_csv(folder / "key.csv", index=False, lineterminator="\n")
+    write_text(folder / "study.html", _page(trials, study))
+    write_text(folder / "key.csv", key.to_csv(index=False, lineterminator="\n"))
     return key
 
 
@@ -97,138 +102,123 @@ def _picture(image: np.ndarray, mask: np.ndarray | None, around: np.ndarray) -> 
 
 
 def _page(trials: Sequence[Sequence[str]], study: str) -> str:
-    sections = []
-    for number, (image, a, b) in enumerate(trials, start=1):
-        pictures = "".join(
-            f'<figure><img src="{source}" alt="{name}"><figcaption>{name}</figcaption></figure>'
-            for name, source in (("image", image), ("A", a), ("B", b))
-        )
-        lines = [
-            _choice(number, f"{side}_{question}", f"{side.upper()}: {text}")
-            for side in "ab"
-            for question, text in QUESTIONS.items()
-        ]
-        lines.append(_choice(number, "better", "Which is better?"))
-        sections.append(
-            f'<section id="trial-{number}"><h2>{number} of {len(trials)}</h2><div class="pictures">{pictures}</div>{"".join(lines)}</section>'
-        )
-    script = {
-        "@SECTIONS@": "\n".join(sections),
-        "@COUNT@": str(len(trials)),
-        "@COLUMNS@": json.dumps(list(ANSWERS)),
-        "@STUDY@": json.dumps(study),
-    }
-    page = _TEMPLATE
-    for mark, text in script.items():
-        page = page.replace(mark, text)
-    return page
-
-
-def _choice(number: int, column: str, text: str) -> str:
-    options = "".join(
-        f'<label><input type="radio" name="{number}-{column}" value="{value}">{value.upper() if column == "better" and value != "same" else value}</label>'
-        for value in ANSWERS[column]
+    """The page for raters from each trial's pictures (data URLs of the image, A and B)."""
+    template = Environment(autoescape=True).from_string(
+        (Path(__file__).parent / "page.html").read_text(encoding="utf-8")
     )
-    return f"<p><span>{html.escape(text)}</span>{options}</p>"
+    return template.render(
+        trials=[list(zip(("image", "A", "B"), pictures)) for pictures in trials],
+        choices=[(column, text, _options(column)) for column, text in _texts().items()],
+        columns=list(ANSWERS),
+        study=study,
+    )
 
 
-_TEMPLATE = """<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8"><title>Mask study</title><style>
-body { font: 15px/1.45 sans-serif; max-width: 1080px; margin: 1.5em auto; padding: 0 1em; color: #222 }
-section { border-top: 1px solid #ccc; padding: .5em 0 } .pictures { display: flex; gap: 12px; flex-wrap: wrap }
-figure { margin: 0; text-align: center } img { max-width: 330px; image-rendering: pixelated } p span { display: inline-block; width: 30em }
-label { margin-right: 1.2em } header { position: sticky; top: 0; background: #fff; padding: .6em 0; z-index: 1 }
-</style></head><body>
-<header>Your name <input id="rater" autocomplete="off"> <button id="save">Save answers</button> <span id="state"></span></header>
-<p>Each row shows an image and two masks of the same thing, A and B, drawn as outlines. Judge each on its own, then say which is better.
-There is no right number of yes and no. Answers stay in this browser until you save them; send the saved file back.</p>
-@SECTIONS@
-<script>
-const COUNT = @COUNT@, COLUMNS = @COLUMNS@, STUDY = @STUDY@, KEY = "mask-study-" + STUDY;
-const rater = document.getElementById("rater"), state = document.getElementById("state");
-const picked = (trial, column) => document.querySelector(`input[name="${trial}-${column}"]:checked`)?.value ?? "";
-const answers = () => Array.from({length: COUNT}, (_, k) => [k + 1, ...COLUMNS.map(column => picked(k + 1, column))]);
-const missing = () => answers().filter(row => row.includes("")).map(row => row[0]);
-function show() { state.textContent = `${COUNT - missing().length} of ${COUNT} complete`; }
-function keep() { localStorage.setItem(KEY, JSON.stringify({rater: rater.value, answers: answers()})); show(); }
-const kept = JSON.parse(localStorage.getItem(KEY) ?? "null");
-if (kept) {
-  rater.value = kept.rater;
-  for (const [trial, ...values] of kept.answers) values.forEach((value, k) => {
-    if (value) document.querySelector(`input[name="${trial}-${COLUMNS[k]}"][value="${value}"]`).checked = true;
-  });
-}
-document.addEventListener("input", keep);
-document.getElementById("save").addEventListener("click", () => {
-  const name = rater.value.trim().replace(/[^\\p{L}\\p{N}_-]+/gu, "-"), open = missing();
-  if (!name) return alert("Please enter your name first.");
-  if (open.length) { document.getElementById(`trial-${open[0]}`).scrollIntoView(); return alert(`${open.length} not complete, the first is ${open[0]}.`); }
-  const lines = [["study", "rater", "trial", ...COLUMNS], ...answers().map(row => [STUDY, name, ...row])].map(row => row.join(","));
-  const link = document.createElement("a");
-  link.href = URL.createObjectURL(new Blob([lines.join("\\n") + "\\n"], {type: "text/csv"}));
-  link.download = `answers-${name}.csv`;
-  link.click();
-});
-show();
-</script></body></html>
-"""
+def _texts() -> dict[str, str]:
+    """Column of an answer -> what a rater is asked, in the order of the page."""
+    texts = {f"{side}_{key}": f"{side.upper()}: {text}" for side in "ab" for key, text in QUESTIONS.items()}
+    return texts | {"better": "Which is better?"}
 
 
-# ---- answers -----------------------------------------------------------------------------------------------------------
+def _options(column: str) -> list[tuple[str, str]]:
+    """(value, as the page writes it) of a column's answers."""
+    return [(value, value.upper() if value in ("a", "b") else value) for value in ANSWERS[column]]
+
+
+# ---- answers
+# -----------------------------------------------------------------------------------------------------------
 
 
 def read_answers(folder: Path) -> pd.DataFrame:
     """All ``answers-*.csv`` of a study's folder: rater, trial and the columns of `ANSWERS`.
 
     Raises:
-        FileNotFoundError: no key, or no answers.
-        ValueError: a file lacks a column, is of another study, answers a trial twice or one that there is not, or has another value; the
-            message names file and line.
+        FileNotFoundError: no key, or no answers. ValueError: a file cannot be read as CSV, lacks a column,
+        holds no answer, is of another study, answers a trial twice
+            or one that there is not, or has another value; the message names file, line and remedy.
     """
     folder = Path(folder)
     key = read_key(folder)
-    study, trials = str(key["study"].iloc[0]), set(key["trial"])
-    paths, frames = sorted(folder.glob("answers-*.csv")), []
+    paths = sorted(folder.glob("answers-*.csv"))
     if not paths:
         raise FileNotFoundError(f"{folder}: no answers-*.csv there; put what the raters saved beside key.csv")
-    for path in paths:
-        frame = pd.read_csv(path, dtype=str, keep_default_na=False)
-        if missing := {"study", "rater", "trial", *ANSWERS} - set(frame):
-            raise ValueError(
-                f"{path}: lacks the columns {', '.join(sorted(missing))}; use the file that study.html saved"
-            )
-        for line, row in enumerate(frame.to_dict("records"), start=2):
-            if row["study"] != study:
-                raise ValueError(
-                    f"{path}, line {line}: answers to study {row['study']!r}, but key.csv is of {study!r}; move the file to its own study's folder"
-                )
-            if not row["trial"].isdigit() or int(row["trial"]) not in trials:
-                raise ValueError(
-                    f"{path}, line {line}: no trial {row['trial']!r} in key.csv; use the file as study.html saved it"
-                )
-            for column, allowed in ANSWERS.items():
-                if row[column] not in allowed:
-                    raise ValueError(
-                        f"{path}, line {line}: {column} is {row[column]!r}; allowed are {', '.join(allowed)}"
-                    )
-        frames.append(frame.astype({"trial": int})[["rater", "trial", *ANSWERS]])
-    answers = pd.concat(frames, ignore_index=True)
+    answers = pd.concat([_read_rater(path, key) for path in paths], ignore_index=True)
     if (twice := answers.duplicated(["rater", "trial"])).any():
         first = answers[twice].iloc[0]
+        files = ", ".join(path.name for path in paths)
         raise ValueError(
-            f"{folder}: rater {first['rater']!r} answers trial {first['trial']} twice; keep one file of each rater"
+            f"{folder}: rater {first['rater']!r} answers trial {first['trial']} twice ({files}); keep one "
+            "file of each "
+            "rater"
         )
     return answers
 
 
+def _read_rater(path: Path, key: pd.DataFrame) -> pd.DataFrame:
+    """One rater's answers, every value checked."""
+    study, trials = str(key["study"].iloc[0]), set(key["trial"])
+    frame = _read_csv(path, {"study", "rater", "trial", *ANSWERS}, "use the file that study.html saved")
+    for line, row in enumerate(frame.to_dict("records"), start=2):
+        if row["study"] != study:
+            raise ValueError(
+                f"{path}, line {line}: answers to study {row['study']!r}, but key.csv is of {study!r}; move "
+                "the file to "
+                "its own study's folder"
+            )
+        if not re.fullmatch("[0-9]{1,9}", row["trial"]) or int(row["trial"]) not in trials:
+            raise ValueError(
+                f"{path}, line {line}: no trial {row['trial']!r} in key.csv; use the file as study.html "
+                "saved it"
+            )
+        if not row["rater"].strip():
+            raise ValueError(f"{path}, line {line}: no rater; write the rater's name into this column")
+        for column, allowed in ANSWERS.items():
+            if row[column] not in allowed:
+                raise ValueError(
+                    f"{path}, line {line}: {column} is {row[column]!r}; allowed are {', '.join(allowed)}: "
+                    "ask the rater "
+                    "to save the answers again"
+                )
+    return frame.astype({"trial": int})[["rater", "trial", *ANSWERS]]
+
+
+def _read_csv(path: Path, columns: set[str], remedy: str) -> pd.DataFrame:
+    """A CSV file as text, with at least one row and these columns; ValueError names the file and
+    ``remedy``."""
+    try:
+        frame = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8")
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not a CSV file in UTF-8 ({error}); {remedy}") from None
+    if missing := columns - set(frame):
+        raise ValueError(f"{path}: lacks the columns {', '.join(sorted(missing))}; {remedy}")
+    if frame.empty:
+        raise ValueError(f"{path}: holds no row; {remedy}")
+    short = frame[sorted(columns)].map(lambda value: not isinstance(value, str)).any(axis=1)
+    if short.any():
+        raise ValueError(f"{path}, line {short.idxmax() + 2}: too few values; {remedy}")
+    return frame
+
+
 def read_key(folder: Path) -> pd.DataFrame:
-    """The key that `write_study` wrote. Raises FileNotFoundError if there is none."""
-    path = Path(folder) / "key.csv"
+    """The key that `write_study` wrote: study, trial, image, mask, a, b.
+
+    Raises FileNotFoundError if there is none, ValueError where it is not as `write_study` wrote it.
+    """
+    path, remedy = Path(folder) / "key.csv", "restore it, or make a new study in another folder"
     if not path.is_file():
         raise FileNotFoundError(
             f"{path}: no study there; make one with sumlib.analysis.human_study.write_study"
         )
-    return pd.read_csv(path, dtype={"study": str, "image": str})
+    key = _read_csv(path, {"study", "trial", "image", "mask", "a", "b"}, remedy)
+    for line, row in enumerate(key.to_dict("records"), start=2):
+        numbers = all(re.fullmatch("[0-9]{1,9}", row[column]) for column in ("trial", "mask"))
+        if not numbers or {row["a"], row["b"]} != set(MASKS) or row["study"] != key["study"].iloc[0]:
+            raise ValueError(f"{path}, line {line}: not as it was written ({row}); {remedy}")
+    if key["trial"].duplicated().any():
+        raise ValueError(
+            f"{path}: trial {key['trial'][key['trial'].duplicated()].iloc[0]} stands twice; {remedy}"
+        )
+    return key.astype({"trial": int, "mask": int})
 
 
 def answers_by_score(
@@ -241,7 +231,8 @@ def answers_by_score(
     errors: float,
     generator: np.random.Generator,
 ) -> pd.DataFrame:
-    """Answers of a made-up rater who knows the truth (``masks``: as `sumlib.analysis.label_quality.compare_all`), and gets a share ``errors`` of the answers wrong.
+    """Answers of a made-up rater who knows the truth (``masks``: as
+    `sumlib.analysis.label_quality.compare_all`), and gets a share ``errors`` of the answers wrong.
 
     For trying a study out before anybody has answered it.
     """
@@ -266,7 +257,8 @@ def answers_by_score(
 
 
 def unblind(answers: pd.DataFrame, key: pd.DataFrame) -> pd.DataFrame:
-    """One row a rater, trial and mask: rater, trial, image, who ("SAM", "refined"), boundary, coverage, both, better (bool; "same" is neither's)."""
+    """One row a rater, trial and mask: rater, trial, image, who ("SAM", "refined"), boundary, coverage, both,
+    better (bool; "same" is neither's)."""
     joined = answers.merge(key, on="trial", validate="many_to_one")
     parts = []
     for side in "ab":
@@ -278,9 +270,11 @@ def unblind(answers: pd.DataFrame, key: pd.DataFrame) -> pd.DataFrame:
 
 
 def agreement(answers: pd.DataFrame) -> pd.DataFrame:
-    """How far raters agree: question, agreement (mean share of equal answers over pairs of raters), kappa (mean of Cohen's), pairs.
+    """How far raters agree: question, agreement (mean share of equal answers over pairs of raters), kappa
+    (mean of Cohen's), pairs.
 
-    ``answers`` as `read_answers`; over the trials that both of a pair answered. NaN for a single rater, and kappa where a pair gives one answer only.
+    ``answers`` as `read_answers`; over the trials that both of a pair answered. NaN for a single rater, and
+    kappa where a pair gives one answer only.
     """
     rows = []
     for column in ANSWERS:

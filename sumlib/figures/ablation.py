@@ -1,6 +1,7 @@
-"""Figures of schemes and settings: what a lightweight scheme forgets (Figure 12), what theta does (Figure 16), other refinement modules (Figures 7 and 8).
+"""Figures of schemes and settings.
 
-In the style of `sumlib.figures.rounds`.
+What a lightweight scheme forgets (Figure 12), what theta does (Figure 16), other refinement modules (Figures
+7 and 8).
 """
 
 from collections.abc import Sequence
@@ -8,7 +9,18 @@ from collections.abc import Sequence
 import pandas as pd
 from matplotlib.figure import Figure
 
-from sumlib.figures.rounds import GROUP_TITLES, GROUPS, new_figure, styled
+from sumlib.figures.style import (
+    BLUE,
+    GREEN,
+    GROUP_TITLES,
+    GROUPS,
+    INK,
+    ORANGE,
+    SAM,
+    heading,
+    new_figure,
+    styled,
+)
 from sumlib.report.results import METRICS, over_seeds
 
 SCHEMES = {  # (model, train_set): shown as; the colour tells what it was trained on
@@ -21,28 +33,32 @@ SCHEMES = {  # (model, train_set): shown as; the colour tells what it was traine
 }
 THETAS = {0.2: "SUM theta = 0.2", 0.5: "SUM theta = 0.5", 0.6: "SUM", 0.8: "SUM theta = 0.8"}
 """Threshold of the dice loss -> model at FT-Medium."""
-_ROUND_LOOKS = {1: ("#0072B2", "o", "-"), 3: ("#D55E00", "s", "--"), 6: ("#009E73", "^", ":")}
+_ROUND_LOOKS = {1: (BLUE, "o", "-"), 3: (ORANGE, "s", "--"), 6: (GREEN, "^", ":")}
 
 
 @styled
 def schemes_figure(scores: pd.DataFrame, rounds: int = 1) -> Figure:
-    """Figure 12: difference to SAM after ``rounds`` points for each scheme of `SCHEMES`, a column a task group: mIoU filled, mBIoU open."""
+    """Figure 12: difference to SAM after ``rounds`` points for each of `SCHEMES`, a column a task group.
+
+    mIoU filled, mBIoU open.
+    """
     values = (
         over_seeds(scores)
         .query("dataset == 'average' and prompt == 'point' and rounds == @rounds")
         .set_index(["model", "train_set", "task", "metric"])["ours"]
     )
-    found = {key: name for key, name in SCHEMES.items() if key in values.index.droplevel(["task", "metric"])}
-    figure = new_figure(8.6, 1.2 + 0.3 * len(found))
+    known = values.index.droplevel(["task", "metric"])
+    schemes = {key: name for key, name in SCHEMES.items() if key in known}
+    figure = new_figure(8.6, 1.2 + 0.3 * len(schemes))
     for axes, task in zip(figure.subplots(1, 3, sharey=True), GROUPS):
-        axes.axvline(0, color="#222222", linewidth=0.8)
-        for y, key in enumerate(found):
-            colour = "#0072B2" if key[0].startswith("SUM") else "#D55E00"
+        axes.axvline(0, color=INK, linewidth=0.8)
+        for y, key in enumerate(schemes):
+            colour, marker = (BLUE, "D") if key[0].startswith("SUM") else (ORANGE, "v")
             for metric, face in (("mIoU", colour), ("mBIoU", "white")):
                 axes.plot(
-                    values[(*key, task, metric)] - values[("SAM", "none", task, metric)],
+                    values[(*key, task, metric)] - values[(*SAM, task, metric)],
                     y,
-                    marker="o",
+                    marker=marker,
                     color=colour,
                     markerfacecolor=face,
                     markersize=5.5,
@@ -50,9 +66,9 @@ def schemes_figure(scores: pd.DataFrame, rounds: int = 1) -> Figure:
                     label=metric if y == 0 else None,
                 )
         axes.set(
-            yticks=range(len(found)),
-            yticklabels=found.values(),
-            ylim=(len(found) - 0.5, -0.5),
+            yticks=range(len(schemes)),
+            yticklabels=schemes.values(),
+            ylim=(len(schemes) - 0.5, -0.5),
             xlabel="difference to SAM (points)",
         )
         axes.set_title(GROUP_TITLES[task], fontweight="bold")
@@ -64,17 +80,16 @@ def schemes_figure(scores: pd.DataFrame, rounds: int = 1) -> Figure:
         frameon=False,
         fontsize=7.5,
     )
-    figure.suptitle(
-        "Figure 12. What is forgotten, whatever moves", x=0.01, ha="left", fontsize=10.5, fontweight="bold"
-    )
+    heading(figure, "Figure 12. What is forgotten, whatever moves")
     return figure
 
 
 @styled
 def theta_figure(scores: pd.DataFrame) -> Figure:
-    """Figure 16: scores of SUM (FT-Medium, seed 0) by the threshold theta of the dice loss, at 1, 3 and 6 points; a column a task group."""
+    """Figure 16: SUM (FT-Medium, seed 0) by the threshold theta of the dice loss, after 1, 3 and 6 points."""
     chosen = scores.query(
-        "dataset == 'average' and prompt == 'point' and setting == 'oracle' and train_set == 'FT-Medium' and seed == 0"
+        "dataset == 'average' and prompt == 'point' and setting == 'oracle' and train_set == 'FT-Medium' "
+        "and seed == 0"
     )
     values = chosen.set_index(["model", "task", "metric", "rounds"])["value"]
     thetas = {theta: model for theta, model in THETAS.items() if model in set(chosen["model"])}
@@ -103,34 +118,31 @@ def theta_figure(scores: pd.DataFrame) -> Figure:
     for axes in grid[1]:
         axes.set(xticks=list(thetas), xlabel="θ")
     grid[0, 0].legend(frameon=False, fontsize=7)
-    figure.suptitle(
-        "Figure 16. The threshold θ of the uncertainty-aware dice loss",
-        x=0.01,
-        ha="left",
-        fontsize=10.5,
-        fontweight="bold",
-    )
+    heading(figure, "Figure 16. The threshold θ of the uncertainty-aware dice loss")
     return figure
 
 
 @styled
-def variants_figure(changed: pd.DataFrame, titles: Sequence[str], heading: str) -> Figure:
-    """Figures 7 and 8: what each refinement module changes in SAM's masks, with 95 % intervals; ``changed`` from `refinement.changes`, ``titles`` its names to show."""
+def variants_figure(changed: pd.DataFrame, titles: Sequence[str], text: str) -> Figure:
+    """Figures 7 and 8: what each refinement module changes in SAM's masks, with 95 % intervals.
+
+    ``changed`` as from `sumlib.report.refinement.changes`; ``titles`` are its names, the method's last.
+    """
     rows = changed.set_index(["metric", "task", "name"])
     figure = new_figure(9.2, 1.0 + 0.5 * len(titles))
     grid = figure.subplots(len(METRICS), len(GROUPS), sharey=True)
     for line, metric in zip(grid, METRICS):
         for axes, task in zip(line, GROUPS):
-            axes.axvline(0, color="#222222", linewidth=0.8)
+            axes.axvline(0, color=INK, linewidth=0.8)
             for y, title in enumerate(titles):
                 row = rows.loc[(metric, task, title)]
-                colour = "#0072B2" if title == titles[-1] else "#8A8A8A"
+                colour = BLUE if title == titles[-1] else "#8A8A8A"
                 axes.barh(y, row["difference"], color=colour, height=0.62)
                 axes.errorbar(
                     row["difference"],
                     y,
                     xerr=[[row["difference"] - row["low"]], [row["high"] - row["difference"]]],
-                    color="#222222",
+                    color=INK,
                     linewidth=0.9,
                     capsize=2,
                 )
@@ -140,5 +152,5 @@ def variants_figure(changed: pd.DataFrame, titles: Sequence[str], heading: str) 
             if metric == "mIoU":
                 axes.set_title(GROUP_TITLES[task], fontweight="bold")
             axes.set_xlabel(f"{metric}: difference to SAM")
-    figure.suptitle(heading, x=0.01, ha="left", fontsize=10.5, fontweight="bold")
+    heading(figure, text)
     return figure

@@ -1,6 +1,6 @@
-"""Figures over rounds and data sets that the tables' numbers fill: 1, 4, 5, 13, 19-21 and 23-29. In the style of `sumlib.figures.rounds`.
+"""Figures over rounds and data sets: 1, 4, 5, 13, 19-29, and the rounds of one run.
 
-METHOD.md gives the paper's numbers for these but not what each looks like: their subjects follow the tables that they go with.
+Where the paper's figure could not be seen, ours shows the numbers of the table that it belongs to.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,19 +11,26 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from sumlib.figures.rounds import GROUP_TITLES, GROUPS, LOOKS, new_figure, styled
-from sumlib.report.results import METRICS, TASKS, dataset_order, over_seeds, paper_tables
+from sumlib.figures.style import (
+    BLUE,
+    GREY,
+    GROUP_TITLES,
+    GROUPS,
+    LOOKS,
+    SAM,
+    SUM,
+    Key,
+    heading,
+    legend_below,
+    name_of,
+    new_figure,
+    styled,
+)
+from sumlib.report.results import METRICS, TASKS, dataset_order, over_seeds
+from sumlib.report.run_scores import rounds_of
+from sumlib.report.tables import paper_tables
+from sumlib.report.text import shown
 
-Key = tuple[str, str]
-"""(model, train_set)."""
-LOOKS = LOOKS | {
-    ("SUM", "FT-Medium"): ("#0072B2", "D"),  # SAM's marker is the circle
-    ("Human-annotation-only", "FT-Medium"): ("#D55E00", "v"),
-    ("HQ-SAM", "FT-Small"): ("#D55E00", "v"),
-    ("Vanilla (HQ-SAM arch.)", "FT-Small"): ("#E69F00", "s"),
-    ("SUM (HQ-SAM arch.)", "FT-Small"): ("#0072B2", "D"),
-}
-SAM, SUM = ("SAM", "none"), ("SUM", "FT-Medium")
 MAIN: tuple[Key, ...] = (SAM, ("Human-annotation-only", "FT-Small"), ("Vanilla", "FT-Medium"), SUM)
 HQ: tuple[Key, ...] = (
     SAM,
@@ -63,63 +70,77 @@ CURVES = {
 }
 """The paper's number -> what is drawn."""
 BUDGETS = ("FT-Small", "FT-Medium", "FT-Large")
-TRAINED = {"Human-annotation-only": ("#D55E00", "v"), "Vanilla": ("#E69F00", "s"), "SUM": ("#0072B2", "o")}
+TRAINED = {
+    "Human-annotation-only": LOOKS["Human-annotation-only", "FT-Small"],
+    "Vanilla": LOOKS["Vanilla", "FT-Medium"],
+    "SUM": LOOKS[SUM],
+}
+"""Compared at every size: (colour, marker)."""
 
 
 @styled
-def curves_figure(number: int, scores: pd.DataFrame) -> Figure:
-    """A figure of `CURVES`; ``scores`` as from `report.aggregate`. Mean over seeds; models that were not evaluated are left out."""
+def curves_figure(number: int, scores: pd.DataFrame, profile: str = "paper") -> Figure:
+    """A figure of `CURVES`, mean over seeds; models that were not evaluated are left out.
+
+    ``scores`` as from `sumlib.report.results.aggregate`; ``profile`` tells how the data sets are called.
+    """
     spec = CURVES[number]
     values = over_seeds(scores, spec.setting).query("prompt == @spec.prompt", local_dict={"spec": spec})
-    if spec.metric is None:
-        panels = [(metric, task, "average", f"{GROUP_TITLES[task]}") for metric in METRICS for task in GROUPS]
-    else:
-        order = dataset_order()
-        panels = [(spec.metric, task, name, name) for task in spec.tasks for name in order[task]]
-    columns = 4 if spec.metric is None else min(5, len(panels)) if len(panels) > 6 else 3
-    rows = -(-len(panels) // columns)
+    places = _places(spec)
+    columns = 4 if spec.metric is None else min(5, len(places)) if len(places) > 6 else 3
+    rows = -(-len(places) // columns)
     figure = new_figure(2.3 * columns + 0.4, 2.0 * rows + 0.75)
     grid = figure.subplots(rows, columns, squeeze=False, sharex=True)
-    drawn: dict[Key, object] = {}
-    for axes, (metric, task, dataset, title) in zip(grid.flat, panels):
-        chosen = values.query("metric == @metric and task == @task and dataset == @dataset")
-        for key in spec.models:
-            line = chosen[(chosen["model"] == key[0]) & (chosen["train_set"] == key[1])].sort_values("rounds")
-            if len(line):
-                colour, marker = LOOKS[key]
-                (drawn[key],) = axes.plot(line["rounds"], line["ours"], color=colour, marker=marker)
-        axes.set_title(title, fontweight="bold" if dataset == "average" else "normal")
-        axes.set_xticks(range(1, int(values["rounds"].max() if len(values) else 1) + 1))
-        axes.yaxis.set_major_locator(matplotlib.ticker.MaxNLocator(5, integer=True))
-        axes.margins(y=0.12)
-        if not axes.lines:
-            axes.text(0.5, 0.5, "not evaluated", transform=axes.transAxes, ha="center", color="#777777")
-    for k in range(len(panels), rows * columns):
+    last = int(values["rounds"].max()) if len(values) else 1
+    drawn: dict[str, object] = {}
+    for axes, (metric, task, dataset) in zip(grid.flat, places):
+        rows_here = values[["metric", "task", "dataset"]].eq([metric, task, dataset]).all(axis=1)
+        drawn |= _curves(axes, values[rows_here], spec.models)
+        average = dataset == "average"
+        axes.set_title(
+            GROUP_TITLES[task] if average else shown(dataset, profile),
+            fontweight="bold" if average else "normal",
+        )
+        axes.set_xticks(range(1, last + 1))
+    for k in range(len(places), rows * columns):
         grid.flat[k].axis("off")
         grid.flat[k - columns].tick_params(labelbottom=True)
     for k, row in enumerate(grid):
         row[0].set_ylabel(f"{spec.metric or list(METRICS)[k]}")
     for axes in grid[-1]:
         axes.set_xlabel("round" if spec.prompt == "point" else "round (a box first)")
-    figure.legend(
-        list(drawn.values()),
-        [_name(key) for key in drawn],
-        loc="outside lower center",
-        ncols=len(drawn) or 1,
-        frameon=False,
-        fontsize=8,
-    )
-    figure.suptitle(f"Figure {number}. {spec.title}", x=0.01, ha="left", fontsize=10.5, fontweight="bold")
+    legend_below(figure, drawn)
+    heading(figure, f"Figure {number}. {spec.title}")
     return figure
 
 
-def _name(key: Key) -> str:
-    return key[0] if key[1] == "none" else f"{key[0]}, {key[1]}"
+def _places(spec: Curves) -> list[tuple[str, str, str]]:
+    """(metric, task, data set or "average") of each panel."""
+    if spec.metric is None:
+        return [(metric, task, "average") for metric in METRICS for task in GROUPS]
+    order = dataset_order()
+    return [(spec.metric, task, name) for task in spec.tasks for name in order[task]]
+
+
+def _curves(axes, values: pd.DataFrame, models: Sequence[Key]) -> dict[str, object]:
+    """Draw a line for each model that ``values`` has; {its name: the line}."""
+    drawn = {}
+    for key in models:
+        line = values[(values["model"] == key[0]) & (values["train_set"] == key[1])].sort_values("rounds")
+        if len(line):
+            colour, marker = LOOKS[key]
+            (drawn[name_of(key)],) = axes.plot(line["rounds"], line["ours"], color=colour, marker=marker)
+    axes.yaxis.set_major_locator(matplotlib.ticker.MaxNLocator(5, integer=True))
+    axes.margins(y=0.12)
+    if not drawn:
+        axes.text(0.5, 0.5, "not evaluated", transform=axes.transAxes, ha="center", color="#777777")
+    return drawn
 
 
 @styled
 def budgets_figure(scores: pd.DataFrame, rounds: Sequence[int] = (1, 3)) -> Figure:
-    """Figure 5: human masks alone, Vanilla and SUM at each size of the human data, against SAM (line); points, by task group."""
+    """Figure 5: human masks alone, Vanilla and SUM at each size of the human data, against SAM (line);
+    points, by task group."""
     values = (
         over_seeds(scores)
         .query("dataset == 'average' and prompt == 'point'")
@@ -132,9 +153,7 @@ def budgets_figure(scores: pd.DataFrame, rounds: Sequence[int] = (1, 3)) -> Figu
         axes.set_title(GROUP_TITLES[task], fontweight="bold")
     for row, (metric, number) in zip(grid, cases):
         for axes, task in zip(row, GROUPS):
-            drawn["SAM"] = axes.axhline(
-                values[("SAM", "none", metric, task, number)], color="#4D4D4D", linewidth=1
-            )
+            drawn["SAM"] = axes.axhline(values[(*SAM, metric, task, number)], color=GREY, linewidth=1)
             for model, (colour, marker) in TRAINED.items():
                 known = [
                     k
@@ -155,28 +174,16 @@ def budgets_figure(scores: pd.DataFrame, rounds: Sequence[int] = (1, 3)) -> Figu
             axes.margins(y=0.15)
         row[0].set_ylabel(f"{metric}, {number} point{'s' if number > 1 else ''}")
     figure.align_ylabels(grid[:, 0])
-    figure.legend(
-        list(drawn.values()),
-        list(drawn),
-        loc="outside lower center",
-        ncols=len(drawn),
-        frameon=False,
-        fontsize=8,
-    )
-    figure.suptitle(
-        "Figure 5. What is trained on, at three sizes of the human data",
-        x=0.01,
-        ha="left",
-        fontsize=10.5,
-        fontweight="bold",
-    )
+    legend_below(figure, drawn)
+    heading(figure, "Figure 5. What is trained on, at three sizes of the human data")
     return figure
 
 
 @styled
 def boundary_figure(scores: pd.DataFrame) -> Figure:
-    """Figure 13: one boundary point, with (filled) and without (open) uncertainty-aware sampling; ours above, the paper's Table 5 below."""
-    keys = {"SUM": "#0072B2", "SUM w/o uncertainty sampling": "white"}
+    """Figure 13: one boundary point, with (filled) and without (open) uncertainty-aware sampling; ours above,
+    the paper's Table 5 below."""
+    keys = {"SUM": BLUE, "SUM w/o uncertainty sampling": "white"}
     ours = (
         over_seeds(scores)
         .query("prompt == 'boundary-point' and rounds == 1 and train_set == 'FT-Medium'")
@@ -193,13 +200,20 @@ def boundary_figure(scores: pd.DataFrame) -> Figure:
             .drop_duplicates(["model", "task", "dataset"])
             .set_index(["model", "task", "dataset"])["value"]
         )
+        marker = LOOKS[SUM][1]
         for x, place in enumerate(order):
             pair = [values.get((model, *place), np.nan) for model in keys]
             places = (x + 0.15, x - 0.15)  # beside each other: the differences are small
-            axes.plot(places, pair, color="#0072B2", linewidth=1, zorder=1)
+            axes.plot(places, pair, color=BLUE, linewidth=1, zorder=1)
             for at, value, face in zip(places, pair, keys.values()):
                 axes.plot(
-                    at, value, marker="o", color="#0072B2", markerfacecolor=face, markersize=4.5, zorder=2
+                    at,
+                    value,
+                    marker=marker,
+                    color=BLUE,
+                    markerfacecolor=face,
+                    markersize=4.5,
+                    zorder=2,
                 )
         axes.set_ylabel(f"{metric}\n({source})")
         axes.margins(y=0.15)
@@ -214,12 +228,55 @@ def boundary_figure(scores: pd.DataFrame) -> Figure:
         text.set_fontweight("bold" if name == "average" else "normal")
     handles = [
         matplotlib.lines.Line2D(
-            [], [], color="#0072B2", marker="o", markerfacecolor=face, linestyle="none", label=model
+            [], [], color=BLUE, marker=LOOKS[SUM][1], markerfacecolor=face, linestyle="none", label=model
         )
         for model, face in keys.items()
     ]
     figure.legend(handles=handles, loc="outside upper right", ncols=2, frameon=False, fontsize=8)
-    figure.suptitle(
-        "Figure 13. One point near the boundary", x=0.01, ha="left", fontsize=10.5, fontweight="bold"
-    )
+    heading(figure, "Figure 13. One point near the boundary")
+    return figure
+
+
+_TASK_LOOKS = {"salient": (BLUE, "o"), "entity": ("#D55E00", "s"), "part": ("#009E73", "v")}
+
+
+@styled
+def run_figure(scores: pd.DataFrame, prompt: str, setting: str) -> Figure:
+    """mIoU and mBIoU of one run by round, a line a task group; ``scores`` as from
+    `sumlib.report.results.aggregate`."""
+    values = rounds_of(scores, prompt, setting)
+    figure = new_figure(7.5, 2.6)
+    for axes, metric in zip(figure.subplots(1, 2), METRICS):
+        for task, (colour, marker) in _TASK_LOOKS.items():
+            line = values.loc[task, metric]
+            axes.plot(line.index, line, color=colour, marker=marker, label=task)
+        axes.set(xlabel="points", ylabel=f"{metric} (points of 100)", xticks=line.index)
+    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+@styled
+def nine_rounds_figure(means: pd.DataFrame) -> Figure:
+    """Figure 22: SAM and SUM on the additional sets, mean over the sets; ``means`` as `additional_means`
+    gives them.
+
+    Solid: one fixed output, as in the paper; dashed: best of three in the first round.
+    """
+    figure = new_figure(7.4, 2.8)
+    for axes, (metric, key) in zip(figure.subplots(1, 2), METRICS.items()):
+        for model in (SAM, SUM):
+            colour, marker = LOOKS[model]
+            for setting, style, name in (("single", "-", "one output"), ("oracle", "--", "best of three")):
+                line = means.loc[(model[0], setting)].groupby("round")[key].mean()
+                axes.plot(
+                    line.index,
+                    line,
+                    style,
+                    color=colour,
+                    marker=marker,
+                    markerfacecolor=colour if setting == "single" else "white",
+                    label=f"{model[0]}, {name}",
+                )
+        axes.set(xlabel="round (one more point each)", ylabel=metric, xticks=line.index)
+    axes.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure

@@ -1,4 +1,4 @@
-"""Figures of pseudo-label quality (`sumlib.analysis.label_quality`), in the style of `sumlib.figures.rounds`."""
+"""Figures of pseudo-label quality (`sumlib.report.label_quality`): 44-47 and beyond."""
 
 from collections.abc import Mapping
 
@@ -6,10 +6,10 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from sumlib.analysis.label_quality import COVERED, SCORES, SHARP, Separation, correction_curve
-from sumlib.figures.rounds import GROUP_TITLES, new_figure, styled
+from sumlib.figures.style import BLUE, GREEN, GREY, GROUP_TITLES, INK, ORANGE, new_figure, styled
+from sumlib.report.label_quality import COVERED, SCORES, SHARP, Separation, correction_curve
 
-SAM, REFINED, GOOD, BAD = "#4D4D4D", "#0072B2", "#009E73", "#D55E00"
+SAM, REFINED, GOOD, BAD = GREY, BLUE, GREEN, ORANGE
 LEVEL_NAMES = GROUP_TITLES | {"none": "Nothing"}
 KINDS = {
     "boundary and coverage right": "#009E73",
@@ -21,7 +21,8 @@ KINDS = {
 
 @styled
 def survival_figure(masks: pd.DataFrame) -> Figure:
-    """Figure 44: the share of pseudo-labels whose IoU (coverage) and boundary IoU are at least x, of SAM's and of the refined masks."""
+    """Figure 44: the share of pseudo-labels whose IoU (coverage) and boundary IoU are at least x, of SAM's
+    and of the refined masks."""
     figure = new_figure(6.8, 2.9)
     for axes, (key, name, limit) in zip(
         figure.subplots(1, 2, sharey=True),
@@ -56,7 +57,8 @@ def survival_figure(masks: pd.DataFrame) -> Figure:
 
 @styled
 def levels_figure(masks: pd.DataFrame, judged: pd.DataFrame) -> Figure:
-    """Figure 45: which level's true mask the pseudo-labels meet, and what is right about them; SAM's above, refined below each other."""
+    """Figure 45: which level's true mask the pseudo-labels meet, and what is right about them; SAM's above,
+    refined below each other."""
     levels = [level for level in LEVEL_NAMES if level in set(masks["level"])]
     figure = new_figure(6.8, 0.9 + 0.5 * len(levels))
     axes = figure.subplots()
@@ -104,7 +106,8 @@ def levels_figure(masks: pd.DataFrame, judged: pd.DataFrame) -> Figure:
 
 @styled
 def scores_figure(masks: pd.DataFrame, good: np.ndarray, tests: Mapping[str, Separation]) -> Figure:
-    """Figure 46: predicted IoU, stability and mean certainty of good and bad pseudo-labels, with medians and the rank test."""
+    """Figure 46: predicted IoU, stability and mean certainty of good and bad pseudo-labels, with medians and
+    the rank test."""
     figure = new_figure(7.6, 2.7)
     for axes, (key, name) in zip(figure.subplots(1, len(SCORES)), SCORES.items()):
         values = masks[key].to_numpy()
@@ -138,12 +141,13 @@ def scores_figure(masks: pd.DataFrame, good: np.ndarray, tests: Mapping[str, Sep
 
 @styled
 def refined_figure(changes: pd.DataFrame) -> Figure:
-    """Figure 47: what refinement changes; ``changes`` has columns level, metric ("IoU", "boundary IoU"), value, low, high, better, worse (points and %)."""
+    """Figure 47: what refinement changes; ``changes`` has columns level, metric ("IoU", "boundary IoU"),
+    value, low, high, better, worse (points and %)."""
     metrics, levels = list(dict.fromkeys(changes["metric"])), list(dict.fromkeys(changes["level"]))
     figure = new_figure(6.8, 0.9 + 0.34 * len(levels))
     for axes, metric in zip(figure.subplots(1, len(metrics), sharey=True), metrics):
         rows = changes[changes["metric"] == metric].set_index("level").loc[levels]
-        axes.axvline(0, color="#222222", linewidth=0.8)
+        axes.axvline(0, color=INK, linewidth=0.8)
         for y, row in enumerate(rows.itertuples()):
             axes.plot([row.low, row.high], [y, y], color=REFINED, linewidth=1.6)
             axes.plot(row.value, y, marker="o", color=REFINED)
@@ -170,7 +174,8 @@ def refined_figure(changes: pd.DataFrame) -> Figure:
 
 @styled
 def calibration_figure(bins: pd.DataFrame, recalibrated: np.ndarray, errors: tuple[float, float]) -> Figure:
-    """Reliability diagram: share of right pixels by stated probability, the certainty itself and recalibrated; ``errors`` are both's calibration errors."""
+    """Reliability diagram: share of right pixels by stated probability, the certainty itself and
+    recalibrated; ``errors`` are both's calibration errors."""
     figure = new_figure(4.4, 4.0)
     axes = figure.subplots()
     axes.plot([0, 100], [0, 100], color="#999999", linewidth=0.8, linestyle=(0, (2, 2)))
@@ -207,9 +212,11 @@ def correction_figure(
     orders: Mapping[str, Mapping[str, np.ndarray]],
     advantages: Mapping[str, Mapping[str, float]],
 ) -> Figure:
-    """Mean quality of the pseudo-labels when a share of them is corrected by hand, a panel a metric, a line an order.
+    """Mean quality of the pseudo-labels when a share of them is corrected by hand, a panel a metric, a line
+    an order.
 
-    ``quality[metric]`` (N,) in [0, 1]; ``orders[metric][name]`` (N,) indices, first to correct first; ``advantages[metric][name]`` as `sumlib.analysis.label_quality.advantage`.
+    ``quality[metric]`` (N,) in [0, 1]; ``orders[metric][name]`` (N,) indices, first to correct first;
+    ``advantages[metric][name]`` as `sumlib.report.label_quality.advantage`.
     """
     colours = {
         "certainty": "#0072B2",
@@ -249,7 +256,8 @@ def correction_figure(
 
 @styled
 def study_figure(shares: pd.DataFrame) -> Figure:
-    """What raters said of SAM's and of refined masks; ``shares`` has columns question, who, value, low, high (%)."""
+    """What raters said of SAM's and of refined masks; ``shares`` has columns question, who, value, low, high
+    (%)."""
     questions, looks = (
         list(dict.fromkeys(shares["question"])),
         {"SAM": (SAM, "s", -0.12), "refined": (REFINED, "o", 0.12)},

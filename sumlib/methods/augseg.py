@@ -1,4 +1,4 @@
-"""AugSeg for promptable segmentation: an EMA teacher's masks, learnt on a strong view of the image (METHOD section 7)."""
+"""AugSeg with prompts: an EMA teacher's masks, learnt on a strong view of the image (METHOD section 7)."""
 
 from dataclasses import replace
 
@@ -14,7 +14,7 @@ from sumlib.train.method import Lesson, Method
 
 
 class AugSeg(Method):
-    """Human masks as usual; on unlabeled images the teacher's masks, for prompts of the kind `run.consistency`.
+    """Human masks as usual; on unlabeled images the teacher's masks for prompts of `run.consistency`.
 
     With `run.uncertainty_loss` the pseudo-labels are learnt too, each with half of the weight.
     """
@@ -40,7 +40,7 @@ class AugSeg(Method):
     def learn_from_teacher(
         self, model: Sum, batch: Batch, generator: torch.Generator, share: float = 1.0
     ) -> dict[str, float]:
-        """The teacher answers on the images as they are, the student learns its masks on a strong view of them."""
+        """The teacher answers on the images as they are, the student learns its masks on a strong view."""
         several = self.run.consistency == "mixed-multi"
         kind = "mixed" if several else self.run.consistency
         first = first_prompt(batch, None, generator, kind)
@@ -58,7 +58,7 @@ class AugSeg(Method):
 
 
 def strong_view(pixels: Tensor, generator: torch.Generator) -> Tensor:
-    """Images (B, 3, S, S), normalised and padded, with other light, colours, sharpness and noise; padding stays zero.
+    """Normalised, padded images (B, 3, S, S) with other light, colours, sharpness and noise; padding stays.
 
     Intensity-based changes only, each with probability 1/2, as AugSeg draws a random number of them.
     """

@@ -1,4 +1,4 @@
-"""SUM Discrepancy-Uncer: certainty is how far two models agree, an EMA teacher or a second decoder (METHOD section 7)."""
+"""SUM Discrepancy-Uncer: certainty is how far two models or two decoders agree (METHOD section 7)."""
 
 from dataclasses import replace
 from functools import partial
@@ -29,7 +29,10 @@ class SecondDecoder(nn.Module):
 
 
 class Discrepancy(Method):
-    """SUM with another certainty: `run.uncertainty` "discrepancy" has an EMA teacher, "two-decoders" a `SecondDecoder`."""
+    """SUM with another certainty.
+
+    With `run.uncertainty` "discrepancy" the other is an EMA teacher, with "two-decoders" a `SecondDecoder`.
+    """
 
     companion: Teacher | SecondDecoder
 
@@ -51,7 +54,7 @@ class Discrepancy(Method):
     def learn(
         self, model: Sum, batch: Batch, generator: torch.Generator, share: float = 1.0
     ) -> dict[str, float]:
-        """`interactive_step` with the certainty of pseudo-labels from the two models' agreement on their boxes.
+        """`interactive_step` with the certainty of pseudo-labels from how far both agree on their boxes.
 
         A second decoder learns here too, from prompts of its own.
         """
@@ -86,9 +89,10 @@ class Discrepancy(Method):
 def agreement(
     first: tuple[Sum, Tensor], second: tuple[Sum, Tensor], image: Tensor, target: Tensor, bf16: bool = False
 ) -> Tensor:
-    """Certainty (N, S, S) in [0, 1]: 1 - |difference of two models' probabilities| for the box of each target.
+    """Certainty (N, S, S) in [0, 1]: 1 - |difference of two models' probabilities| for each target's box.
 
-    Each model comes with its embeddings (B, C, h, w), which ``image`` (N,) indexes; ``target`` (N, S, S) bool.
+    Each model comes with its embeddings (B, C, h, w), which ``image`` (N,) indexes; ``target`` (N, S, S)
+    bool.
     """
     logits = (box_logits(model, embedding, image, target, bf16) for model, embedding in (first, second))
     return certainty_map(*logits)
@@ -96,7 +100,7 @@ def agreement(
 
 @torch.no_grad()
 def box_logits(model: Sum, embedding: Tensor, image: Tensor, target: Tensor, bf16: bool = False) -> Tensor:
-    """Logits (N, S, S) for the box of each target (N, S, S) bool, of the output of three that fits the target best."""
+    """Logits (N, S, S) for the box of each target (N, S, S) bool: the best of three outputs."""
     boxes = Prompts.from_boxes(mask_box(target))
     logits, _ = three_masks(model, embedding, image, boxes, target.shape[-1], bf16)
     best, _ = best_of(logits > 0, target)

@@ -1,7 +1,7 @@
 """HQ-SAM: a head on a frozen SAM, and the recipe that trains it (METHOD section 7).
 
-The head is one more output token, and mask features fused from early, late and decoder features. Its weights are the
-only ones that are trained. Written after the paper "Segment Anything in High Quality".
+The head is one more output token, and mask features fused from early, late and decoder features. Its weights
+are the only ones that are trained. Written after the paper "Segment Anything in High Quality".
 """
 
 from dataclasses import replace
@@ -31,8 +31,9 @@ class HqHead(nn.Module):
     """The HQ token, its MLP and the feature fusion.
 
     C is the width of SAM's embedding; the fused features have C / 8 channels at four times its size.
-    ``task_token`` (tasks, C) is added to the HQ token and ``task_masks`` (tasks, C) to SAM's mask tokens: SUM's task
-    prompt in this architecture. Both start at zero, and vector 0, "unspecified", stays there (METHOD section 1).
+    ``task_token`` (tasks, C) is added to the HQ token and ``task_masks`` (tasks, C) to SAM's mask tokens:
+    SUM's task prompt in this architecture. Both start at zero, and vector 0, "unspecified", stays there
+    (METHOD section 1).
     """
 
     def __init__(self, sam: Sam, num_tasks: int):
@@ -90,9 +91,10 @@ class HqHead(nn.Module):
 
 
 class HqSum(Sum):
-    """A SUM in HQ-SAM's architecture: in training all outputs are the HQ mask, else it is added to each of SAM's.
+    """A SUM in HQ-SAM's architecture: in training all outputs are the HQ mask, else it is added to SAM's.
 
-    Embeddings (B, 3 C, h, w) carry the fused features in further channels. The task vectors are those of the head.
+    Embeddings (B, 3 C, h, w) carry the fused features in further channels. The task vectors are those of the
+    head.
     """
 
     architecture = "hq_sam"
@@ -197,7 +199,7 @@ def hq_parameters(head: HqHead, task_prompt: bool) -> list[nn.Parameter]:
 
 
 def noised_mask(target: Tensor, size: int, generator: torch.Generator) -> Tensor:
-    """Mask prompts (N, 1, size, size) as logits of +-4: the targets with pixels near their outline flipped at random.
+    """Mask prompts (N, 1, size, size), logits of +-4: targets with some pixels near their outline flipped.
 
     ``target`` (N, S, S) bool.
     """

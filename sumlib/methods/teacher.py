@@ -1,4 +1,4 @@
-"""An EMA teacher: a slowly moving copy of the model in training, for AugSeg and SUM Discrepancy-Uncer (METHOD section 7)."""
+"""An EMA teacher: a slow copy of the model in training, for AugSeg and SUM Discrepancy-Uncer."""
 
 from copy import deepcopy
 
@@ -21,7 +21,10 @@ class Teacher(nn.Module):
 
     @torch.no_grad()
     def follow(self, student: Sum) -> None:
-        """Move towards the student by 1 - m; m = min(momentum, 1 - 1 / (steps + 1)), so the first steps weigh alike."""
+        """Move towards the student by 1 - m.
+
+        m = min(momentum, 1 - 1 / (steps + 1)), so that the first steps weigh alike.
+        """
         momentum = min(self.momentum, 1 - 1 / (int(self.steps) + 1))
         for mine, other in zip(self.model.state_dict().values(), student.state_dict().values()):
             mine.lerp_(other, 1 - momentum) if mine.is_floating_point() else mine.copy_(other)

@@ -50,14 +50,15 @@ def contrastive_loss(
 ) -> Tensor:
     """Pull the certain pixels of a mask together and push them from what lies outside.
 
-    U2PL's parts, with a mask in place of a class: anchors are certain foreground pixels, the positive is their mean
-    (no gradient), negatives are background pixels, unreliable ones among them, which is its point. The mean is over
-    the masks that have both.
+    U2PL's parts, with a mask in place of a class: anchors are certain foreground pixels, the positive is
+    their mean (no gradient), negatives are background pixels, unreliable ones among them, which is its point.
+    The mean is over the masks that have both.
 
     Args:
         embedding: (B, C, h, w), with gradient.
         image: (N,) index into it.
-        target: (N, S, S) bool, ``certainty`` (N, S, S) in [0, 1]; both are averaged over the embedding's cells.
+        target: (N, S, S) bool.
+        certainty: (N, S, S) in [0, 1]; both are averaged over the embedding's cells.
         theta: certainty above which foreground is certain.
         anchors, negatives: drawn for each mask, with replacement.
 

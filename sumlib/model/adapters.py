@@ -1,7 +1,7 @@
-"""Small modules that fine-tune a frozen image encoder: bottleneck adapters (AIM) and low-rank updates (LoRA, as SAMed).
+"""Small modules for a frozen image encoder: bottleneck adapters (AIM) and low-rank updates (LoRA, as SAMed).
 
-They are hung onto the blocks of `segment-anything`'s image encoder without changing its classes or the names of its own
-weights. Both change nothing at first.
+They are added to the blocks of `segment-anything`'s image encoder without changing its classes or the names
+of its own weights. Both change nothing at first.
 """
 
 import math
@@ -35,7 +35,7 @@ class Adapter(nn.Module):
 
 
 def add_adapters(encoder: ImageEncoderViT, hidden: int, generator: torch.Generator | None = None) -> None:
-    """Give every block an adapter behind its attention and one beside its MLP; ``hidden`` is their inner width."""
+    """Give every block an adapter behind its attention and one beside its MLP, ``hidden`` wide inside."""
     for block in encoder.blocks:
         width = block.norm1.normalized_shape[0]
         for module, place in ((block.attn, "behind"), (block.mlp, "beside")):

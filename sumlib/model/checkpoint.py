@@ -55,8 +55,8 @@ def load_sam(model_type: str, checkpoint: str | Path | None = None, *, sha256: s
 def save_sam(path: str | Path, sam: Sam, metadata: dict) -> None:
     """Write a SAM as safetensors, whole or not at all.
 
-    ``metadata`` holds JSON values: "model_type", and how the weights were made. Equal weights and metadata give equal
-    bytes.
+    ``metadata`` holds JSON values: "model_type", and how the weights were made. Equal weights and metadata
+    give equal bytes.
 
     Raises:
         ValueError: the path does not end in .safetensors, or the model is none of ``metadata["model_type"]``.
@@ -86,13 +86,13 @@ def load_sum(path: str | Path, *, sha256: str | None = None) -> Sum:
 
 
 def save_sum(path: str | Path, model: Sum, metadata: dict) -> None:
-    """Write a `Sum` with its task prompt, and all that its adapters or its architecture add; see `save_sam`."""
+    """Write a `Sum` with its task prompt, adapters and what its architecture adds; see `save_sam`."""
     name = {"architecture": model.architecture} if model.architecture else {}
     _write(Path(path), model, model.sam, metadata | name)
 
 
 def read_metadata(path: str | Path) -> dict:
-    """What `save_sam` or `save_sum` were given as ``metadata``; {} for files of others. Raises: as `load_sam`."""
+    """The ``metadata`` that `save_sam` or `save_sum` wrote; {} for files of others. Raises: as `load_sam`."""
     return _read(Path(path), None, "make it again with `dvc repro`", weights=False)[1]
 
 
@@ -109,7 +109,7 @@ def build_like(sam: Sam) -> Sam:
 
 
 def _architecture(path: Path, name: str | None, state: dict[str, Tensor]) -> type[Sum]:
-    """The class that a file's metadata ``name``; files of before there were names are known by their weights."""
+    """The class that metadata ``name``; files from before there were names are known by their weights."""
     if name is None:
         name = next((name for key, name in UNNAMED.items() if key in state), None)
     if name is None:
@@ -136,7 +136,8 @@ def _build(model_type: str) -> Sam:
 
 def _remedy(model_type: str) -> str:
     if model_type in MICRO_DEPTHS:
-        return "restore the one that ships with `dvc repro data.dvc`, or rebuild it with notebooks/foundation.ipynb"
+        rebuild = "rebuild it with notebooks/foundation.ipynb"
+        return f"restore the one that ships with `dvc repro data.dvc`, or {rebuild}"
     return f"download it (again) from https://dl.fbaipublicfiles.com/segment_anything/{OFFICIAL[model_type]}"
 
 
@@ -193,8 +194,9 @@ def _kind(shapes: dict[str, tuple[int, ...]]) -> str:
     for model_type in MODEL_TYPES:
         if inner == _sam_shapes(model_type):
             if "task_prompt.weight" in shapes:
-                return f"its shapes fit a SUM of model_type {model_type!r}, which save_sum writes and load_sum reads"
-            return f"its shapes fit a SAM of model_type {model_type!r}, which load_sam({model_type!r}, ...) reads"
+                return f"its shapes fit a SUM of model_type {model_type!r}, which load_sum reads"
+            reader = f"load_sam({model_type!r}, ...)"
+            return f"its shapes fit a SAM of model_type {model_type!r}, which {reader} reads"
     return f"its shapes fit none of {', '.join(MODEL_TYPES)}: use another checkpoint"
 
 

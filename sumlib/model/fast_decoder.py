@@ -1,9 +1,9 @@
 """SAM's mask decoder, as it is and with fewer operations: the same numbers up to rounding.
 
 Its cross-attention runs between a handful of tokens and many pixels, and SAM projects every pixel. Since the
-projections are linear, they can be folded into the tokens instead. An image stays in rows of pixels (N, h w, C) from
-beginning to end, so that its convolutions, whose kernels are as large as their strides, are matrix products of rows,
-and channels are normalised along rows.
+projections are linear, they can be folded into the tokens instead. An image stays in rows of pixels (N, h w,
+C) from beginning to end, so that its convolutions, whose kernels are as large as their strides, are matrix
+products of rows, and channels are normalised along rows.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 
 class ExactMaskDecoder:
-    """The steps of SAM's `MaskDecoder.predict_masks`, each image with prompts of its own: SAM's numbers bit for bit."""
+    """The steps of SAM's `MaskDecoder.predict_masks`, an image for each prompt: SAM's numbers bit for bit."""
 
     def __init__(self, sam: Sam):
         self.sam, self.decoder, self.prompt = sam, sam.mask_decoder, sam.prompt_encoder
@@ -27,8 +27,8 @@ class ExactMaskDecoder:
     ) -> tuple[Tensor, Tensor]:
         """Tokens (N, T, C) and images (N, C, h, w) attend to each other.
 
-        ``mask_inputs`` (N, 1, 4h, 4w) are logits, ``task`` (N, C) is added to every pixel. Returns the new tokens
-        (N, T, C) and the new images as rows (N, h w, C).
+        ``mask_inputs`` (N, 1, 4h, 4w) are logits, ``task`` (N, C) is added to every pixel. Returns the new
+        tokens (N, T, C) and the new images as rows (N, h w, C).
         """
         if task is not None:
             image = image + task[:, :, None, None]
@@ -46,7 +46,7 @@ class ExactMaskDecoder:
             return self.prompt.get_dense_pe()
 
     def kernels(self, tokens: Tensor, outputs: Sequence[int] = range(4)) -> Tensor:
-        """The new tokens (N, T, C) of the IoU and of ``outputs`` -> (N, K, C / 8), what each output looks for."""
+        """The new tokens (N, T, C) -> (N, K, C / 8), what each of the K ``outputs`` looks for."""
         mlps = self.decoder.output_hypernetworks_mlps
         return torch.stack([mlps[k](tokens[:, 1 + k]) for k in outputs], 1)
 
@@ -68,7 +68,7 @@ class ExactMaskDecoder:
 
 
 class FastMaskDecoder(ExactMaskDecoder):
-    """The same steps with fewer operations; ``attend`` also takes one image (1, C, h, w) for N rows of tokens."""
+    """The same steps with fewer operations; `attend` also takes one image (1, C, h, w) for N prompts."""
 
     def attend(
         self, image: Tensor, tokens: Tensor, mask_inputs: Tensor | None = None, task: Tensor | None = None
@@ -99,7 +99,9 @@ def attend(
 ) -> tuple[Tensor, Tensor]:
     """SAM's `TwoWayTransformer` on rows of pixels.
 
-    ``image`` and ``position`` (N or 1, h w, C), ``tokens`` (N, T, C); returns new tokens and rows (N, h w, C). Under autocast the image is in the lower precision from the start, in place of one cast for each product.
+    ``image`` and ``position`` (N or 1, h w, C), ``tokens`` (N, T, C); returns new tokens and rows (N, h w,
+    C). Under autocast the image is in the lower precision from the start, in place of one cast for each
+    product.
     """
     device = image.device.type
     if torch.is_autocast_enabled(device):
@@ -126,8 +128,8 @@ def attend(
 def tokens_look(attention: Attention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """SAM's attention of few tokens q (N, T, C) to many pixels k, v (N, P, C): (N, T, C).
 
-    The pixels' projections are folded into the tokens: q . (W x + b) = (W^T q) . x + q . b, and the last term changes
-    no softmax; sum_i a_i (W x_i + b) = W (sum_i a_i x_i) + b, as weights sum to one.
+    The pixels' projections are folded into the tokens: q . (W x + b) = (W^T q) . x + q . b, and the last term
+    changes no softmax; sum_i a_i (W x_i + b) = W (sum_i a_i x_i) + b, as weights sum to one.
     """
     query = (
         _heads(attention, attention.q_proj(q)) @ _by_head(attention, attention.k_proj) * _scale(attention)

@@ -1,9 +1,9 @@
-"""Who makes pseudo-labels and their maps: SAM, a SAM with another backbone, or a SUM that was fine-tuned before (self-training)."""
+"""Who makes pseudo-labels and maps: SAM, SAM with another backbone, or a fine-tuned SUM (self-training)."""
 
 from pathlib import Path
 
 from sumlib.config.params import Config
-from sumlib.config.runs import LABELLERS
+from sumlib.config.runs import LABELLERS, nearest
 from sumlib.model.checkpoint import load_sam, load_sum
 from sumlib.model.sum import Sum
 
@@ -12,18 +12,19 @@ SELF = "sum-medium"
 
 
 def load_foundation(config: Config, backbone: str = "vit_h") -> Sum:
-    """The foundation model with that backbone ("vit_h", "vit_l", "vit_b"), in evaluation mode, its task prompt at zero."""
+    """The foundation model with that backbone ("vit_h", "vit_l", "vit_b"), its task prompt at zero."""
     chosen = config.with_backbone(backbone)
     return Sum(load_sam(chosen.model.type, chosen.checkpoint, sha256=chosen.model.sha256)).eval()
 
 
 def labeller_file(config: Config, name: str, artifacts: Path) -> Path:
-    """Checkpoint of one of `LABELLERS`; ``artifacts`` is where fine-tuned models lie. Under the profile smoke "sum" is SAM, which is SUM before its training.
+    """Checkpoint of one of `LABELLERS`; ``artifacts`` is where fine-tuned models lie.
 
-    Raises ValueError for an unknown name.
+    In profile `smoke`, where no SUM has been trained, "sum" is SAM. Raises
+    ValueError, with the nearest names, for an unknown name.
     """
     if name not in LABELLERS:
-        raise ValueError(f"no labeller {name!r}; known are {', '.join(LABELLERS)}")
+        raise ValueError(f"no labeller {name!r}; the nearest are: {nearest(name, list(LABELLERS))}")
     return (
         artifacts / "finetune" / f"{SELF}.safetensors"
         if _tuned(config, name)

@@ -1,4 +1,4 @@
-"""SAM at micro scale, from `segment-anything`'s classes: for images of 64 x 64 pixels, with encoders of three depths."""
+"""SAM at micro scale: for images of 64 x 64, with encoders of three depths."""
 
 from functools import partial
 
@@ -12,7 +12,8 @@ MICRO_DEPTHS = {"micro": 6, "micro_l": 4, "micro_b": 2}
 class ConvStem(nn.Module):
     """Patch embedding with a hierarchy of small convolutions: (B, 3, S, S) -> (B, S/4, S/4, C).
 
-    A ViT of a million parameters, trained for minutes, learns edges far faster this way than from one 4 x 4 convolution.
+    A ViT of a million parameters, trained for minutes, learns edges far faster this way than from one 4 x 4
+    convolution.
     """
 
     def __init__(self, width: int):
@@ -34,10 +35,10 @@ class ConvStem(nn.Module):
 def build_sam_micro(
     size: int = 64, patch: int = 4, width: int = 128, depth: int = 6, heads: int = 4, channels: int = 128
 ) -> Sam:
-    """A SAM of 1.94 M parameters (with ``depth`` 6) for ``size`` x ``size`` images, from `segment-anything`'s classes.
+    """A SAM of 1.94 M parameters (with ``depth`` 6) for images of ``size`` x ``size`` pixels.
 
-    Its embedding is (channels, size / patch, size / patch) and its mask logits are (size, size) for ``patch`` 4, so that
-    strokes one pixel wide can be told apart.
+    Its embedding is (channels, size / patch, size / patch) and its mask logits are (size, size) for ``patch``
+    4, so that strokes one pixel wide can be told apart.
     """
     grid = size // patch
     encoder = ImageEncoderViT(

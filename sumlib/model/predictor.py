@@ -8,10 +8,10 @@ from sumlib.model.sum import Sum
 
 
 class SumPredictor(SamPredictor):
-    """SAM's predictor with the task prompt: ``predict(..., task=1)``. Everything else is as in `SamPredictor`.
+    """SAM's predictor with the task prompt: ``predict(..., task=1)``; all else is as in `SamPredictor`.
 
-    Raises ValueError for a model of another architecture, which `SamPredictor` cannot run: use `Sum.encode` and
-    `Sum.decode`.
+    Raises ValueError for a model of another architecture, which `SamPredictor` cannot run: use `Sum.encode`
+    and `Sum.decode`.
     """
 
     def __init__(self, model: Sum):

@@ -1,7 +1,7 @@
 """SUM: a Segment Anything Model with a task prompt (METHOD section 1).
 
-The networks are `segment-anything`'s own classes; this module adds the task prompt and decodes prompts of several
-images in one batch (SAM's `MaskDecoder.forward` takes one image).
+The networks are `segment-anything`'s own classes; this module adds the task prompt and decodes prompts of
+several images in one batch (SAM's `MaskDecoder.forward` takes one image).
 """
 
 from copy import deepcopy
@@ -22,8 +22,8 @@ NUM_TASKS = 4
 class Sum(nn.Module):
     """A promptable model: SAM plus one learned vector a task, added to the image embedding.
 
-    The vectors start at zero, so an untrained ``Sum`` gives SAM's output bit for bit (METHOD section 1). Another
-    architecture overrides `encode`, `split`, `output_tokens`, `image_task` and `paint`.
+    The vectors start at zero, so an untrained ``Sum`` gives SAM's output bit for bit (METHOD section 1).
+    Another architecture overrides `encode`, `split`, `output_tokens`, `image_task` and `paint`.
     """
 
     architecture: str | None = None
@@ -46,13 +46,14 @@ class Sum(nn.Module):
         return [*self.sam.prompt_encoder.parameters(), *self.sam.mask_decoder.parameters()]
 
     def input_size(self, height: int, width: int) -> tuple[int, int]:
-        """(h, w) in pixels that an image takes up in the model's input frame S x S, from its upper left corner on."""
+        """(h, w) in pixels that an image takes up in the model's frame S x S, from the upper left on."""
         return longest_side_size(height, width, self.sam.image_encoder.img_size)
 
     def preprocess(self, image: np.ndarray) -> Tensor:
         """Image (H, W, 3) uint8 RGB -> the encoder's input (3, S, S) float32, on the model's device.
 
-        Longest side resized to S, normalised, zeros added right and below: bit for bit what `SamPredictor` does.
+        Longest side resized to S, normalised, zeros added right and below: bit for bit what `SamPredictor`
+        does.
 
         Raises:
             ValueError: not an RGB image of 8 bits.
@@ -68,9 +69,9 @@ class Sum(nn.Module):
         return self.sam.preprocess(torch.from_numpy(frame).to(self.sam.device).permute(2, 0, 1).contiguous())
 
     def to_input_frame(self, xy: Tensor, original_size: tuple[int, int]) -> Tensor:
-        """Points (..., 2) x, y or boxes (..., 4) XYXY in pixels of the image (H, W) -> of the input frame, float32.
+        """Points (..., 2) x, y or boxes (..., 4) XYXY in pixels of the image (H, W) -> of the input frame.
 
-        As `SamPredictor`, scaled in double precision.
+        Float32, as `SamPredictor`, scaled in double precision.
         """
         frame = self.input_size(*original_size)
         if frame == tuple(original_size):
@@ -79,9 +80,10 @@ class Sum(nn.Module):
         return (xy.double() * torch.tensor(scale, dtype=torch.double, device=xy.device)).float()
 
     def upscale(self, logits: Tensor, original_size: tuple[int, int]) -> Tensor:
-        """Logits (N, K, 4h, 4w) of the padded frame -> (N, K, H, W) of the image, bit for bit `Sam.postprocess_masks`.
+        """Logits (N, K, 4h, 4w) of the padded frame -> (N, K, H, W) of the image.
 
-        Steps that change nothing are left out: where all sizes are equal this is free.
+        Bit for bit `Sam.postprocess_masks`. Steps that change nothing are left out: where all sizes are
+        equal this is free.
         """
         side = self.sam.image_encoder.img_size
         height, width = self.input_size(*original_size)
@@ -134,10 +136,10 @@ class Sum(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Masks of N prompts of one kind, each with its own image embedding.
 
-        ``embeddings`` (N, C, h, w); ``points`` (N, P, 2) x, y in pixels of the model's input frame, with ``labels`` (N, P)
-        1 foreground, 0 background, -1 padding; ``boxes`` (N, 4) XYXY; ``mask_inputs`` (N, 1, 4h, 4w) logits; ``tasks`` (N,)
-        task ids, or None for no task prompt. Returns logits (N, 4, 4h, 4w) and predicted IoU (N, 4): output 0 is the
-        single-mask output, 1 to 3 are the multi-mask outputs.
+        ``embeddings`` (N, C, h, w); ``points`` (N, P, 2) x, y in pixels of the model's input frame, with
+        ``labels`` (N, P) 1 foreground, 0 background, -1 padding; ``boxes`` (N, 4) XYXY; ``mask_inputs`` (N,
+        1, 4h, 4w) logits; ``tasks`` (N,) task ids, or None for no task prompt. Returns logits (N, 4, 4h, 4w)
+        and predicted IoU (N, 4): output 0 is the single-mask output, 1 to 3 are the multi-mask outputs.
 
         Raises:
             ValueError: points without labels, or labels without points.
@@ -145,7 +147,8 @@ class Sum(nn.Module):
         if (points is None) != (labels is None):
             raise ValueError("points and labels belong together: give both or neither")
         n, device = len(embeddings), embeddings.device
-        sparse = []  # points and box apart, as SAM does: a matrix product's last bit depends on its number of rows
+        # Points and box apart, as SAM does: a matrix product's last bit depends on its number of rows.
+        sparse = []
         if points is not None:
             if boxes is None:  # SAM adds one padding point where there is no box
                 points, labels = F.pad(points, (0, 0, 0, 1)), F.pad(labels, (0, 1), value=-1)
@@ -172,9 +175,9 @@ class Sum(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """`decode` for prompts of mixed kinds in one batch.
 
-        ``xy`` (N, P, 2) and ``codes`` (N, P) as in SAM's ONNX export: 1 foreground point, 0 background point, 2 and 3 the
-        box's first and second corner, -1 padding. A prompt without a box has one padding, as SAM gives it. Faster than
-        `decode` (`sumlib.model.fast_decoder`), and equal to it up to rounding.
+        ``xy`` (N, P, 2) and ``codes`` (N, P) as in SAM's ONNX export: 1 foreground point, 0 background point,
+        2 and 3 the box's first and second corner, -1 padding. A prompt without a box has one padding, as SAM
+        gives it. Faster than `decode` (`sumlib.model.fast_decoder`), and equal to it up to rounding.
         """
         fast, tokens = FastMaskDecoder(self.sam), self.embed_prompts(xy, codes)
         return self._decode(fast, embeddings, tokens, mask_inputs, tasks)

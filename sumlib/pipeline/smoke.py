@@ -31,7 +31,8 @@ from sumlib.model.checkpoint import save_sum
 from sumlib.model.foundation import load_foundation, load_labeller
 from sumlib.pseudo.store import add_uncertainty, generate
 from sumlib.refiner.measure import measure_refinement
-from sumlib.refiner.module import Refiner, refine, save_refiner, train_refiner
+from sumlib.refiner.module import Refiner, refine, save_refiner
+from sumlib.refiner.training import train_refiner
 
 RUNS = (
     "sum-small",

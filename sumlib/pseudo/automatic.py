@@ -1,8 +1,8 @@
-"""SAM's automatic masks of one image (METHOD section 2): those of `SamAutomaticMaskGenerator`, with their logits kept.
+"""SAM's automatic masks (METHOD section 2): those of `SamAutomaticMaskGenerator`, with their logits.
 
-Three things make it several times faster and change results by rounding errors only: the prompts of an image share
-its embedding, the decoder is the faster one (`sumlib.model.fast_decoder`), and masks are painted only for prompts with
-an output whose predicted IoU passes.
+Three things make it several times faster and change results by rounding errors only: the prompts of an image
+share its embedding, the decoder is the faster one (`sumlib.model.fast_decoder`), and masks are painted only
+for prompts with an output whose predicted IoU passes.
 """
 
 import numpy as np
@@ -27,7 +27,7 @@ BINS = 50  # of the histograms, over [0, 1]
 
 
 class Tally:
-    """Counts of the candidates that passed each filter, and histograms of the scores by which they were judged."""
+    """Counts of the candidates that passed each filter, and histograms of the scores that decide."""
 
     def __init__(self):
         self.images, self.counts = 0, dict.fromkeys(STEPS, 0)
@@ -67,11 +67,11 @@ class AutomaticMasks:
 
     @torch.no_grad()
     def __call__(self, embedding: Tensor, size: tuple[int, int]) -> MaskData:
-        """The masks of an image of (H, W) = ``size`` with ``embedding`` (1, C, h, w), best predicted IoU first.
+        """The masks of an image of ``size`` (H, W) with ``embedding`` (1, C, h, w), best predicted IoU first.
 
-        "low" (M, 4h, 4w) logits, "masks" (M, H, W) bool, "points" (M, 2) x, y and "boxes" (M, 4) XYXY in pixels of
-        the image, "iou_preds", "stability_score", "area" (M,). As SAM's, but without empty masks and those of
-        ``config.max_area_fraction`` of the image or more.
+        "low" (M, 4h, 4w) logits, "masks" (M, H, W) bool, "points" (M, 2) x, y and "boxes" (M, 4) XYXY in
+        pixels of the image, "iou_preds", "stability_score", "area" (M,). As SAM's, but without empty masks
+        and those of ``config.max_area_fraction`` of the image or more.
         """
         points = torch.from_numpy(build_point_grid(self.config.points_per_side) * (size[1], size[0])).to(
             embedding.device
@@ -111,7 +111,7 @@ class AutomaticMasks:
         return MaskData(**{key: value.cpu() for key, value in data.items()})
 
     def _decode(self, embedding: Tensor, points: Tensor, size: tuple[int, int]) -> MaskData:
-        """The multi-mask outputs of points (P, 2) that pass the predicted-IoU filter, point by point, as `Sum.decode`."""
+        """The multi-mask outputs of points (P, 2) that pass the predicted-IoU filter, point by point."""
         model, least = self.model, self.config.pred_iou_thresh
         decoder, grid = FastMaskDecoder(model.sam), embedding.shape[2:]
         xy = F.pad(model.to_input_frame(points, size)[:, None], (0, 0, 0, 1))  # a point and SAM's padding

@@ -1,4 +1,4 @@
-"""What a fine-tuning iteration draws: images with some of their masks, human ones or pseudo-labels (METHOD sections 5 and 6)."""
+"""What an iteration draws: images with some of their human masks or pseudo-labels (METHOD sections 5, 6)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -89,8 +89,8 @@ class HumanSource:
 class PseudoSource:
     """Unlabeled images with SAM's masks, or the refined ones, and their certainty (METHOD sections 2 and 3).
 
-    A mask is drawn with probability 1 / area. SA-1B has a hundred masks an image, most of them small; where SAM finds only a
-    handful, drawing them evenly would show the model mostly whole objects.
+    A mask is drawn with probability 1 / area. SA-1B has a hundred masks an image, most of them small; where
+    SAM finds only a handful, drawing them evenly would show the model mostly whole objects.
     """
 
     def __init__(self, images: Dataset, labels: PseudoLabels, kind: str):

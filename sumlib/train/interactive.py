@@ -1,4 +1,4 @@
-"""One batch of fine-tuning: interactive rounds whose losses and prompts trust the certain pixels more (METHOD section 4)."""
+"""One batch: interactive rounds whose losses and prompts trust the certain pixels more (METHOD section 4)."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -29,8 +29,8 @@ def first_prompt(
 ) -> Prompts:
     """Prompts of round 1, a box or a point for each mask.
 
-    ``kind`` "mixed": a box or a random positive point, 50/50 (METHOD section 5); "box"; "uniform-point": a point
-    anywhere in the image. Raises ValueError for another kind.
+    ``kind`` "mixed": a box or a random positive point, 50/50 (METHOD section 5); "box"; "uniform-point": a
+    point anywhere in the image. Raises ValueError for another kind.
     """
     if kind not in FIRST_PROMPTS:
         near = nearest(kind, list(FIRST_PROMPTS))
@@ -50,7 +50,8 @@ def next_prompt(
 ) -> tuple[Tensor, Tensor]:
     """Rounds 2 to R - 1: a point of the error region, (N, 1, 2) and its code (N, 1).
 
-    Where the region is empty or has no certain pixel: the backup point for pseudo-labels, none for human masks.
+    Where the region is empty or has no certain pixel: the backup point for pseudo-labels, none for human
+    masks.
     """
     point, found = sample_point(prediction != batch.target, weight, generator=generator)
     label = batch.target[torch.arange(len(point), device=point.device), point[:, 1], point[:, 0]].long()
@@ -60,7 +61,7 @@ def next_prompt(
 
 
 def mask_losses(logits: Tensor, batch: Batch, certainty: Tensor | None, config: FinetuneConfig) -> Tensor:
-    """20 x focal + dice of each output, (N, K, S, S) -> (N, K), by ``certainty`` (N, S, S) if given (eq. 1, 2)."""
+    """20 x focal + dice of outputs (N, K, S, S) -> (N, K), by ``certainty`` (N, S, S) if given (eq. 1, 2)."""
     n, k = logits.shape[:2]
     spread = lambda m: m[:, None].expand(-1, k, -1, -1).flatten(0, 1)
     flat, target = logits.flatten(0, 1), spread(batch.target)
@@ -86,15 +87,15 @@ def interactive_step(
 ) -> dict[str, float]:
     """One batch through all rounds, back-propagated round by round.
 
-    A single prompt (round 1) gets the three masks, of which only the best one is trained; later rounds get one mask.
-    The decoder's graph of a round is freed before the next one starts; the encoder is back-propagated once.
+    A single prompt (round 1) gets the three masks, of which only the best one is trained; later rounds get one
+    mask. The decoder's graph of a round is freed before the next one starts; the encoder is back-propagated once.
 
     Args:
         share: factor of the losses.
         rounds: number of rounds, if not the configuration's.
         first: prompts of round 1, if not `first_prompt`.
         mask_input: mask prompts of round 1, (N, 1, 4h, 4w) logits.
-        certainty_of: gives the certainty (N, S, S) from the image embeddings (B, C, h, w), if not the batch's.
+        certainty_of: gives the certainty (N, S, S) from the embeddings (B, C, h, w), if not the batch's.
         term: a further loss on the embeddings.
 
     Returns:

@@ -1,4 +1,4 @@
-"""What a method of training is; the base class is SUM's own way, and that of its ablations (METHOD sections 4 and 5)."""
+"""What a method of training is; the base class is SUM's own, and that of its ablations."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -42,7 +42,7 @@ class Method:
         self.run, self.config = run, config
 
     def build(self, sam: Sam) -> Sum:
-        """The model to train, around the foundation model. Random weights are drawn with PyTorch's own generator."""
+        """The model to train, around the foundation model; PyTorch's own generator draws new weights."""
         return Sum(sam)
 
     def prepare(self, model: Sum, generator: torch.Generator) -> None:
@@ -64,7 +64,7 @@ class Method:
         return interactive_step(model, batch, self.run, self.config, generator, share)
 
     def lessons(self) -> list[Lesson]:
-        """What is learnt from an iteration's images; the weights of those of one kind of image add up to one."""
+        """What is learnt from an iteration's images; for each kind of image the weights add up to one."""
         return [Lesson(self.learn)]
 
     def before_step(self, model: Sum) -> None:

@@ -24,12 +24,13 @@ def finish(model: Sum) -> None:
 def parameter_groups(
     model: Sum, config: FinetuneConfig, task_prompt: bool, tuning: str = "full"
 ) -> list[dict]:
-    """AdamW's groups (METHOD section 5). Full fine-tuning: every parameter, the encoder's with layer-wise decay.
+    """AdamW's groups (METHOD section 5). Full fine-tuning trains all, the encoder with layer decay.
 
-    A parameter of encoder layer k of L (0 the patch embedding, L - 1 the neck) learns at ``lr * encoder_lr_scale *
-    layer_decay ** (L - 1 - k)``, the prompt encoder and the mask decoder at ``lr``, the task prompt at ``task_prompt_lr``
-    (only if ``task_prompt``). With any other ``tuning`` the image encoder is frozen but for what `prepare` has added to
-    it, which learns at ``light_lr``. Biases, norms and embeddings are not decayed. Parameters left out are frozen.
+    A parameter of encoder layer k of L (0 the patch embedding, L - 1 the neck) learns at ``lr *
+    encoder_lr_scale * layer_decay ** (L - 1 - k)``, the prompt encoder and the mask decoder at ``lr``, the
+    task prompt at ``task_prompt_lr`` (only if ``task_prompt``). With any other ``tuning`` the image encoder
+    is frozen but for what `prepare` has added to it, which learns at ``light_lr``. Biases, norms and
+    embeddings are not decayed. Parameters left out are frozen.
     """
     encoder = model.sam.image_encoder
     stem = [encoder.patch_embed.parameters(), [encoder.pos_embed] if encoder.pos_embed is not None else []]
@@ -65,7 +66,7 @@ def freeze_the_rest(model: Sum, groups: list[dict]) -> None:
 
 
 def decayed_groups(model: Sum, params: list[nn.Parameter], lr: float, decay: float) -> list[dict]:
-    """Two of AdamW's groups: the parameters with weight decay, and biases, norms and embeddings without it."""
+    """Two of AdamW's groups: with weight decay, and, for biases, norms and embeddings, without it."""
     small = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     plain = [p for p in params if p.dim() > 1 and id(p) not in small]
     other = [p for p in params if p.dim() <= 1 or id(p) in small]
