@@ -153,6 +153,22 @@ def test_a_change_of_a_method_repeats_its_own_training(copy, code, stages):
     assert {"finetune", "finetune_human", "refine"} <= repeated and not {"tables", "claims"} & repeated
 
 
+def test_what_is_imported_by_a_name_in_params_yaml_counts(copy, code, stages):
+    added = "\nADDED = 1\n"
+    with edited(copy / "sumlib" / "data" / "layouts" / "coco.py", lambda text: text + added):
+        changed = changed_code(copy, code)
+    repeated = {name.split("@")[0] for name, stage in stages.items() if changed & paths(stage.deps)}
+    assert {"finetune", "evaluate", "additional", "quality"} <= repeated and not {
+        "tables",
+        "claims",
+    } & repeated
+    with edited(copy / "sumlib" / "methods" / "hq_sam.py", lambda text: text + added):
+        changed = changed_code(copy, code)
+    assert changed == {
+        f"{CODE}/{name}.py" for name in ("finetune/hq_sam", "evaluate/hq_sam", "figures", "variants")
+    }
+
+
 def test_a_new_run_leaves_other_stages_alone(copy, stages):
     new = "  sum-medium-seed3: {<<: *sum, budget: medium, pseudo_labels: medium, seed: 3}\n"
     before = {name: dependencies(stage) for name, stage in read_stages(copy).items()}
@@ -160,7 +176,7 @@ def test_a_new_run_leaves_other_stages_alone(copy, stages):
         after = {name: dependencies(stage) for name, stage in read_stages(copy).items()}
     assert after.keys() - before.keys() == {"finetune@sum-medium-seed3", "evaluate@sum-medium-seed3"}
     repeated = {name for name in before if before[name] != after[name]}
-    assert repeated == {"tables", "claims"}  # the reports, which read all runs
+    assert repeated == {"code", "tables", "claims"}  # the reports read all runs; code only looks at the names
 
 
 def test_human_only_runs_wait_for_no_pseudo_labels(stages):
