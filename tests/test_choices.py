@@ -1,4 +1,4 @@
-"""results/dev/choices.csv: a choice of a number leaves a row: what was tried, how it scored, what was taken."""
+"""results/dev/choices.csv: a row for each choice of a number, with candidates, scores and what was taken."""
 
 import csv
 from datetime import date

@@ -14,8 +14,10 @@ import pytest
 from PIL import Image
 from scenes import SCENES
 
+import sumlib.data.layouts.pairs
 import sumlib.data.registry
 from sumlib.base.masks import rle_encode, run_total
+from sumlib.data import verdicts
 from sumlib.data.images import read_image, read_mask
 from sumlib.data.layouts.coco import PACKS, decode
 from sumlib.data.registry import REGISTRY, TASK_GROUPS, open_dataset
@@ -337,3 +339,54 @@ def test_dataset_is_lazy_and_picklable(tmp_path):
         image.unlink()
     dataset = open_dataset("Fashionpedia", tmp_path)  # reads no image
     assert len(pickle.loads(pickle.dumps(dataset))) == len(dataset[:4]) + len(dataset[4:]) == 9
+
+
+def test_a_set_is_read_through_once_and_again_when_a_file_changes(tmp_path, monkeypatch):
+    monkeypatch.setattr(verdicts, "WORTH", 2)
+    for function in (verdicts.recall, verdicts.remember):
+        monkeypatch.setattr(function, "__defaults__", (tmp_path / "checked",))
+    write_dataset("COIFT", tmp_path, SCENES)
+    image = tmp_path / "test/COIFT/images/00003.jpg"
+    whole = image.read_bytes()
+    image.write_bytes(whole[:40])
+    opened, real = [], sumlib.data.layouts.pairs.read_image
+    monkeypatch.setattr(
+        sumlib.data.layouts.pairs, "read_image", lambda path: opened.append(path) or real(path)
+    )
+
+    def checked():
+        opened.clear()
+        dataset = open_dataset("COIFT", tmp_path)
+        return dataset.check(), dataset.good().names, dataset.report(), len(opened)
+
+    first, again = checked(), checked()
+    assert first[3] == len(SCENES) and again[3] == 0 and again[:3] == first[:3]
+    assert (
+        [bad.name for bad in first[0]] == ["00003"]
+        and "00003" not in first[1]
+        and "1 bad samples" in first[2]
+    )
+    image.write_bytes(whole)
+    mended = checked()
+    assert mended[0] == [] and mended[3] == len(SCENES)
+    mask = tmp_path / "test/COIFT/masks/00000.png"
+    mask.write_bytes(mask.read_bytes()[:30])
+    assert [bad.path for bad in checked()[0]] == [mask]
+    (next(iter((tmp_path / "checked").iterdir()))).write_text("[[")  # cut short: read anew
+    assert [bad.path for bad in checked()[0]] == [mask]
+    assert len(open_dataset("COIFT", tmp_path)[:1].check()) == 1  # too small to be kept
+
+
+def test_single_masks_that_are_left_out_are_remembered(tmp_path, monkeypatch):
+    monkeypatch.setattr(verdicts, "WORTH", 2)
+    for function in (verdicts.recall, verdicts.remember):
+        monkeypatch.setattr(function, "__defaults__", (tmp_path / "checked",))
+    write_dataset("PACO", tmp_path, SCENES[:3])
+    path = tmp_path / "test/PACO/paco_lvis_v1_val.json"
+    content = json.loads(path.read_text())
+    part = next(a for a in content["annotations"] if a["id"] != a["obj_ann_id"])
+    part["segmentation"] = []
+    path.write_text(json.dumps(content))
+    first, again = (open_dataset("PACO", tmp_path) for _ in range(2))
+    assert first.check() == again.check() and first.report() == again.report()
+    assert "0 bad samples, 1 single masks left out" in again.report()

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch.nn import functional as F
 
 from sumlib.base.masks import jittered_boxes, mask_box
 from sumlib.config.params import load_config
+from sumlib.data.dataset import Dataset, Entry
 from sumlib.data.registry import open_dataset
 from sumlib.finetune import finetune
 from sumlib.methods.augseg import AugSeg
@@ -48,11 +50,22 @@ def rng(seed: int = 0) -> torch.Generator:
 
 
 class Labels(dict):
-    """Pseudo-labels by image name, with `images` as `PseudoLabels` has it."""
+    """Pseudo-labels by image name, read as `PseudoLabels` is."""
+
+    path = Path("labels.parquet")
 
     @property
     def images(self) -> Sequence[str]:
         return list(self)
+
+    def size(self, name: str) -> tuple[int, int]:
+        return self[name].masks.shape[1:]
+
+    def areas(self, name: str, kind: str) -> np.ndarray:
+        return (self[name].masks if kind == "sam" else self[name].refined).sum((1, 2))
+
+    def read(self, name: str, rows) -> SimpleNamespace:
+        return SimpleNamespace(**{key: value[rows] for key, value in vars(self[name]).items()})
 
 
 def pseudo_label(scene) -> SimpleNamespace:
@@ -373,6 +386,51 @@ def test_human_images_are_equally_likely(model, human):
     seen = [human.draw(model, 1, rng(seed)) for seed in range(200)]
     assert len(human) == 12 and 70 < sum(batch.task.item() == 1 for batch in seen) < 130
     assert len({float(batch.pixels.sum()) for batch in seen}) >= 6  # the two sets show the same six scenes
+
+
+def dotted(folder: Path, *sides: int) -> Dataset:
+    """Images of 2000 x 2000 pixels with squares of the sides as masks, all of them in each image."""
+    masks = np.zeros((len(sides), 2000, 2000), bool)
+    for mask, side in zip(masks, sides):
+        mask[100 : 100 + side, 100 : 100 + side] = True
+    load = lambda: (np.zeros((2000, 2000, 3), np.uint8), masks, {})
+    return Dataset("dots", 2, [Entry(f"d{k}", folder / f"d{k}.png", load) for k in range(2)])
+
+
+def test_masks_that_vanish_at_the_models_size_are_not_drawn_but_counted(model, tmp_path, capsys):
+    source = HumanSource([dotted(tmp_path, 3, 900, 5, 500)])
+    for seed in range(4):
+        batch = source.draw(model, 3, rng(seed))
+        assert batch.target.flatten(1).any(1).all() and batch.target.flatten(1).sum(1).unique().numel() == 2
+    assert (
+        set(source.vanished.masks.values()) == {2} and "2 masks of 1 images so far" in capsys.readouterr().out
+    )
+    with pytest.raises(ValueError, match="dots: no mask of image 'd[01]' is left at the model's size"):
+        HumanSource([dotted(tmp_path, 3)]).draw(model, 1, rng())
+
+
+@pytest.mark.parametrize("kind", ["sam", "refined"])
+def test_pseudo_labels_that_vanish_are_not_drawn_but_counted(model, tmp_path, kind):
+    images = dotted(tmp_path, 3, 900)
+    masks = images[0].masks
+    label = SimpleNamespace(
+        masks=masks, refined=masks, points=np.full((2, 2), 101.0), certainty=np.ones(masks.shape, np.float32)
+    )
+    source = PseudoSource(images, Labels({"d1": label}), kind)
+    assert source.draw(model, 2, rng()).target.flatten(1).sum(1).tolist() == [15 * 15] * 2
+    assert source.vanished.masks == {("dots", "d1"): 1}
+
+
+def test_pseudo_labels_of_an_image_that_has_changed_its_size_are_refused(model, root):
+    images = open_dataset("SA-1B", root)
+    label = pseudo_label(make_scene(0))
+    for name, value in vars(label).items():
+        setattr(label, name, value[:, :20] if value.ndim == 3 else value)
+    source = PseudoSource(images, Labels({images.names[0]: label}), "sam")
+    with pytest.raises(
+        ValueError, match="labels.parquet: image 'sa_0' is 24 x 32, its masks were made at 20 x 32"
+    ):
+        source.draw(model, 1, rng())
 
 
 def test_bad_samples_are_left_out_and_counted(model, tmp_path):

@@ -216,10 +216,27 @@ def resized(maps: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def framed(maps: np.ndarray, side: int) -> Tensor:
-    """Maps (K, H, W) bool or float -> float32 (K, side, side): longest side resized (bilinear), zeros added right and below."""
+    """Maps (K, H, W) bool or float in the model's frame, (K, side, side) float32.
+
+    The longest side is resized to `side` (bilinear), zeros are added right and below.
+    """
     size = longest_side_size(*maps.shape[1:], side)
     whole = resized(torch.from_numpy(maps).float()[:, None], size)[:, 0]
     return whole if size == (side, side) else pad_to_square(whole, side)
+
+
+def framed_masks(masks: np.ndarray, side: int) -> tuple[Tensor, np.ndarray]:
+    """Masks (K, H, W) bool in the model's frame, (K, side, side) bool, and which of them are still there, (K,) bool.
+
+    A mask of few pixels in a large image vanishes: it must not be trained as an empty one.
+
+    >>> masks = np.zeros((2, 2000, 2000), bool)
+    >>> masks[0, :3, :3], masks[1, :300, :300] = True, True
+    >>> framed_masks(masks, 64)[1].tolist()
+    [False, True]
+    """
+    targets = framed(masks, side) > 0.5
+    return targets, targets.flatten(1).any(1).numpy()
 
 
 def pad_to_square(pixels: Tensor, side: int) -> Tensor:

@@ -10,6 +10,7 @@ import numpy as np
 
 from sumlib.data.images import BadSampleError
 from sumlib.data.tasks import Task
+from sumlib.data.verdicts import recall, remember
 
 Loaded = tuple[np.ndarray, np.ndarray, dict[str, BadSampleError]]
 """Image (H, W, 3) uint8, masks (M, H, W) bool, and {annotation: why} of the masks that were left out."""
@@ -104,15 +105,31 @@ class Dataset(Sequence[Sample]):
         return Sample(entry.name, image, masks, self.task, self.name)
 
     def check(self, workers: int = 1) -> list[BadSample]:
-        """Read every sample once, on `workers` threads, and return the bad ones (same as `bad`)."""
+        """Read every sample once, on `workers` threads, and return the bad ones (same as `bad`).
+
+        A set whose files have not changed since it was read through is not read again (`sumlib.data.verdicts`).
+        """
+        loads = [entry.load for entry in self._entries]
+        verdict = recall(self.name, loads)
+        if verdict is None:
+            self._read_all(workers)
+            remember(
+                self.name, loads, [(*key, str(b.path), b.reason) for key, b in sorted(self._bad.items())]
+            )
+        else:
+            for name, annotation, path, reason in verdict:
+                title = f"{name}#{annotation}" if annotation else name
+                self._bad[name, annotation] = BadSample(title, Path(path), reason)
+        self._checked = True
+        return self.bad
+
+    def _read_all(self, workers: int) -> None:
         if workers > 1:
             with ThreadPoolExecutor(workers) as pool:
                 list(pool.map(self._usable, range(len(self))))
         else:
             for index in range(len(self)):
                 self._usable(index)
-        self._checked = True
-        return self.bad
 
     def good(self, workers: int = 1) -> "Dataset":
         """The usable samples only; runs `check` first if that was not done. `bad` still lists the others."""

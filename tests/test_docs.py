@@ -1,0 +1,109 @@
+"""The pages written by hand: links lead somewhere, commands exist, the README's tree is the package's."""
+
+import re
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+from sumlib.base.paths import ROOT
+
+PAGES = ["README.md", "docs/method.md", "docs/datasets.md", "results/README.md"]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def read(page: str) -> str:
+    return (ROOT / page).read_text(encoding="utf-8")
+
+
+def anchors(page: Path) -> set[str]:
+    """Anchors that GitHub gives the headings of a page."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page):
+    links = re.findall(r"\]\(([^)\s]+)\)", read(page)) + re.findall(r'src="([^"]+)"', read(page))
+    dead = []
+    for link in links:
+        if re.match(r"https?://", link):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (ROOT / page).parent / path if path else ROOT / page
+        if not target.exists() or (anchor and anchor not in anchors(target)):
+            dead.append(link)
+    assert links and not dead, f"{page} links to {', '.join(dead)}"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_lines_are_short(page):
+    lines = [line for line in read(page).splitlines() if not line.startswith(("|", "!"))]
+    long = [line for line in lines if len(line) > 110]
+    assert not long, long
+
+
+def test_the_tree_is_the_package():
+    tree = re.search(r"```\nsumlib/\n(.*?)```", README, re.DOTALL).group(1)
+    shown = set()
+    for line in tree.splitlines():
+        name, _, rest = line.strip().partition(" ")
+        shown |= {name.rstrip("/")} | set(re.findall(r"\w+\.py", rest))
+    entries = (ROOT / "sumlib").iterdir()
+    there = {entry.name for entry in entries if not entry.name.startswith("_")}
+    assert shown == there
+
+
+def test_commands_exist():
+    targets = set(re.findall(r"^(\w+):", read("Makefile"), re.MULTILINE))
+    assert set(re.findall(r"\bmake (repro|test|lab|\w+(?=`))", README)) <= targets
+    stages = yaml.safe_load(read("dvc.yaml"))["stages"]
+    runs = yaml.safe_load(read("params.yaml"))["runs"]
+    for stage, run in re.findall(r"dvc repro (\w+)(?:@([\w-]+))?", README):
+        assert stage in stages and (not run or run in runs), f"dvc repro {stage}@{run}"
+
+
+def test_method_keeps_the_sections_that_the_code_cites():
+    numbers = re.findall(r"^## (\d+)\. ", read("docs/method.md"), re.MULTILINE)
+    assert numbers == [str(number) for number in range(1, len(numbers) + 1)] and len(numbers) >= 10
+
+
+def group_means() -> pd.Series:
+    """Group averages from points, best of three: (model, train_set, task, rounds, metric, seed) -> points."""
+    scores = pd.read_csv(ROOT / "results" / "metrics" / "per_dataset.csv")
+    scores = scores.query("dataset == 'average' and prompt == 'point' and setting == 'oracle'")
+    return scores.set_index(["model", "train_set", "task", "rounds", "metric", "seed"])["value"].sort_index()
+
+
+def table_cells(page: str, first: str) -> list[list[str]]:
+    """The rows of the page's table whose header begins with ``first``, without header and rule."""
+    lines = page[page.index(f"\n{first}") + 1 :].split("\n\n")[0].splitlines()[2:]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def test_the_readmes_table_is_the_results():
+    means, names = group_means(), {"human masks only": "Human-annotation-only"}
+    rows = table_cells(README, "| model | salient, 1 point | 6 points |")
+    assert len(rows) == 4
+    for name, *cells in rows:
+        model = names.get(name.split(":")[0], name.split(":")[0])
+        train_set = "none" if model == "SAM" else "FT-Medium"
+        places = [(task, rounds) for task in ("salient", "entity", "part") for rounds in (1, 6)]
+        for (task, rounds), cell in zip(places, cells, strict=True):
+            seeds = means[model, train_set, task, rounds, "mBIoU"]
+            spread = f" ± {seeds.std():.1f}" if len(seeds) > 1 else ""
+            assert cell == f"{seeds.mean():.1f}{spread}", f"{name}, {task}, {rounds} points"
+
+
+def test_the_results_table_is_the_results():
+    means = group_means()
+    rows = table_cells(read("results/README.md"), "| model | set | seeds |")
+    assert len(rows) == 10
+    for model, train_set, count, *cells in rows:
+        train_set = "none" if model == "SAM" else f"FT-{train_set}"
+        places = [(task, rounds) for task in ("salient", "entity", "part") for rounds in (1, 3, 6)]
+        for (task, rounds), cell in zip(places, cells, strict=True):
+            seeds = [means[model, train_set, task, rounds, metric] for metric in ("mIoU", "mBIoU")]
+            assert cell == " / ".join(f"{values.mean():.1f}" for values in seeds), (model, task, rounds)
+            assert count in (str(len(seeds[0])), "–")
