@@ -1,4 +1,5 @@
-"""sumlib.config.params and sumlib.config.schema: what params.yaml says, and what is refused with which message."""
+"""sumlib.config.params and sumlib.config.schema: what params.yaml says, and what is refused with which
+message."""
 
 import doctest
 import re

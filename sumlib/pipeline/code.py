@@ -102,7 +102,8 @@ def names_class(module: str, variable: str, root: Path = ROOT) -> bool:
 
 
 def architectures(cells: str, root: Path = ROOT) -> tuple[str, ...]:
-    """Modules of the models that the cells open by the name of a run, where those are of a kind of their own."""
+    """Modules of the models that the cells open by the name of a run, where those are of a kind of their
+    own."""
     tree = ast.parse(without_magics(cells))
     texts = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)}
     names = {text.removesuffix(".safetensors") for text in texts if isinstance(text, str)}
