@@ -1,4 +1,5 @@
-"""Compares dvc.lock with the working tree: every reason why results in git may not belong to the code in git."""
+"""Compares dvc.lock with the working tree: every reason why results in git may not belong to the code in
+git."""
 
 import hashlib
 import json
@@ -13,7 +14,8 @@ from dvc.stage import PipelineStage
 
 
 def md5(path: Path, ignored: list[str]) -> str:
-    """DVC's hash of a file (MD5 of its bytes) or of a folder (MD5 of the sorted list of its files, ".dir" appended)."""
+    """DVC's hash of a file (MD5 of its bytes) or of a folder (MD5 of the sorted list of its files, ".dir"
+    appended)."""
     if path.is_file():
         return hashlib.md5(path.read_bytes()).hexdigest()
     files = {file.relative_to(path): file for file in path.rglob("*") if file.is_file()}
@@ -40,7 +42,8 @@ def read_lock(root: Path) -> dict:
 
 
 def read_stages(root: Path) -> dict[str, PipelineStage]:
-    """Stages of dvc.yaml by name, templates resolved; also fails where dvc.yaml or params.yaml cannot be read."""
+    """Stages of dvc.yaml by name, templates resolved; also fails where dvc.yaml or params.yaml cannot be
+    read."""
     try:
         stages = Repo(str(root)).index.stages
     except DvcException as error:
@@ -51,8 +54,8 @@ def read_stages(root: Path) -> dict[str, PipelineStage]:
 def stale(root: Path, code: dict[str, str] | None = None) -> list[str]:
     """One line for each reason why dvc.lock does not belong to the working tree; empty if it does.
 
-    `code` are the code files that stage `code` would write, path relative to `root` -> text: they are looked at
-    in place of that stage's inputs, which change with every word.
+    `code` are the code files that stage `code` would write, path relative to `root` -> text: they are looked
+    at in place of that stage's inputs, which change with every word.
     """
     code = code or {}
     lock, stages = read_lock(root), read_stages(root)

@@ -1,4 +1,5 @@
-"""sumlib.pipeline.notebook on a small notebook: stable code, stable execution, clear failures, true dependencies."""
+"""sumlib.pipeline.notebook on a small notebook: stable code, stable execution, clear failures, true
+dependencies."""
 
 import json
 import subprocess

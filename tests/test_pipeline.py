@@ -1,4 +1,5 @@
-"""dvc.yaml names what each stage really uses, and dvc.lock with results/ belongs to the code, parameters and data in git."""
+"""dvc.yaml names what each stage really uses, and dvc.lock with results/ belongs to the code, parameters and
+data in git."""
 
 import ast
 import re
@@ -104,10 +105,7 @@ def test_stages_depend_on_code_never_on_notebooks(stages):
         if not notebook:
             assert name in ("code", "notebooks"), f"{name} runs something else than a notebook"
             continue
-        if notebook in BY_METHOD:
-            file = f"{notebook}/{runs[name.split('@')[1]].method}"
-        else:
-            file = notebook
+        file = f"{notebook}/{runs[name.split('@')[1]].method}" if notebook in BY_METHOD else notebook
         assert f"{CODE}/{file}.py" in paths(stage.deps), f"{name} does not depend on its code"
         executed = {path for path in paths(stage.outs) if path.endswith(".ipynb")}
         assert executed == {re.search(r"--output (\S+)", stage.cmd).group(1)}, f"{name} keeps no notebook"
@@ -153,6 +151,22 @@ def test_a_change_of_a_method_repeats_its_own_training(copy, code, stages):
     assert {"finetune", "finetune_human", "refine"} <= repeated and not {"tables", "claims"} & repeated
 
 
+def test_what_is_imported_by_a_name_in_params_yaml_counts(copy, code, stages):
+    added = "\nADDED = 1\n"
+    with edited(copy / "sumlib" / "data" / "layouts" / "coco.py", lambda text: text + added):
+        changed = changed_code(copy, code)
+    repeated = {name.split("@")[0] for name, stage in stages.items() if changed & paths(stage.deps)}
+    assert {"finetune", "evaluate", "additional", "quality"} <= repeated and not {
+        "tables",
+        "claims",
+    } & repeated
+    with edited(copy / "sumlib" / "methods" / "hq_sam.py", lambda text: text + added):
+        changed = changed_code(copy, code)
+    assert changed == {
+        f"{CODE}/{name}.py" for name in ("finetune/hq_sam", "evaluate/hq_sam", "figures", "variants")
+    }
+
+
 def test_a_new_run_leaves_other_stages_alone(copy, stages):
     new = "  sum-medium-seed3: {<<: *sum, budget: medium, pseudo_labels: medium, seed: 3}\n"
     before = {name: dependencies(stage) for name, stage in read_stages(copy).items()}
@@ -160,7 +174,14 @@ def test_a_new_run_leaves_other_stages_alone(copy, stages):
         after = {name: dependencies(stage) for name, stage in read_stages(copy).items()}
     assert after.keys() - before.keys() == {"finetune@sum-medium-seed3", "evaluate@sum-medium-seed3"}
     repeated = {name for name in before if before[name] != after[name]}
-    assert repeated == {"tables", "claims"}  # the reports, which read all runs
+    everything = {name for name, stage in stages.items() if "artifacts/evaluate" in paths(stage.deps)}
+    assert everything == {
+        "tables",
+        "figures",
+        "claims",
+        "explore",
+    }  # the reports read what all runs have scored
+    assert repeated == {"code", "tables", "claims", "explore"}  # code looks at the names of runs alone
 
 
 def test_human_only_runs_wait_for_no_pseudo_labels(stages):
@@ -208,7 +229,7 @@ def test_results_belong_to_the_code_in_git(code):
     )
 
 
-# ---- the check itself, on a small pipeline that is really run ----------------------------------------------------------
+# ---- the check itself, on a small pipeline that is really run ----
 
 
 @pytest.fixture(scope="module")
@@ -329,7 +350,8 @@ def test_a_code_file_stands_for_the_code(pipeline, tmp_path):
 
 
 def test_what_is_the_users_stays(pipeline, tmp_path):
-    """Own checkpoints and data survive `dvc repro` of all, also of the data and of a changed folder of results."""
+    """Own checkpoints and data survive `dvc repro` of all, also of the data and of a changed folder of
+    results."""
     root = shutil.copytree(pipeline, tmp_path / "copy", symlinks=True)
     for name in (".gitignore", ".dvcignore"):
         shutil.copy(ROOT / name, root)

@@ -40,8 +40,8 @@ class ModelConfig:
     type: Annotated[str, OneOf(("micro", "micro_l", "micro_b", "vit_b", "vit_l", "vit_h"))]
     """Architecture, a name that `sumlib.model.checkpoint.load_sam` knows."""
     checkpoint: str
-    """Weights, .safetensors or .pth; relative to the repository, or absolute. Keep your own in models/: DVC owns data/
-    and deletes what it does not know there."""
+    """Weights, .safetensors or .pth; relative to the repository, or absolute. Keep your own in models/: DVC
+    owns data/ and deletes what it does not know there."""
     sha256: str | None
     """Expected SHA-256 of the checkpoint in hex; null: not checked."""
 
@@ -61,8 +61,8 @@ class DataConfig:
     """Where the data sets are and which of them train what."""
 
     root: str
-    """Folder of the data sets; relative to the repository, or absolute. Keep your own in datasets/ or outside: DVC
-    owns data/ and deletes what it does not know there."""
+    """Folder of the data sets; relative to the repository, or absolute. Keep your own in datasets/ or
+    outside: DVC owns data/ and deletes what it does not know there."""
     unlabeled: str
     """Data set whose images get pseudo-labels (METHOD.md section 2)."""
     human: dict[Budget, tuple[str, ...]]
@@ -199,9 +199,11 @@ class FinetuneConfig:
     images: Annotated[int, Range(2, MOST)]
     """Images in a step, human and unlabeled together; `Config.images_per_iteration` splits them."""
     prompts_per_image: Count
-    """Masks drawn from an image, on average: a step has `images` x `prompts_per_image` prompts, whatever the run."""
+    """Masks drawn from an image, on average: a step has `images` x `prompts_per_image` prompts, whatever the
+    run."""
     human_prompts: Count
-    """Masks drawn from each human image in runs with unlabeled images, whose many masks share the rest of the prompts."""
+    """Masks drawn from each human image in runs with unlabeled images, whose many masks share the rest of
+    the prompts."""
     rounds: Annotated[int, Range(1, 20)]
     """Interactive rounds for each mask."""
     lr: Positive
@@ -231,7 +233,8 @@ class FinetuneConfig:
     checkpoint_every: Count
     """Steps between two checkpoints for resuming."""
     shares: Count
-    """Parts of an iteration's images on a CPU, each with its own random numbers and a process where there are cores; a divisor of `images`."""
+    """Parts of an iteration's images on a CPU, each with its own random numbers and a process where there
+    are cores; a divisor of `images`."""
     adapter_width: Count
     """Inner width of adapters (runs with `tuning: adapter`)."""
     lora_rank: Count
@@ -326,7 +329,8 @@ class Config:
         return self.runs[name]
 
     def with_backbone(self, backbone: str) -> "Config":
-        """The same with another foundation model: "vit_l", "vit_b"; "vit_h" (and the labellers "sam" and "sum") is the one it has."""
+        """The same with another foundation model: "vit_l", "vit_b"; "vit_h" (and the labellers "sam" and
+        "sum") is the one it has."""
         return (
             replace(self, model=getattr(self.backbones, backbone)) if backbone in ("vit_l", "vit_b") else self
         )
@@ -344,7 +348,8 @@ class Config:
         return human, self.finetune.images - human
 
     def prompts_per_iteration(self, run: RunConfig) -> tuple[list[int], list[int]]:
-        """Masks drawn from each human image and from each unlabeled image in a step; their sum is the same for every run."""
+        """Masks drawn from each human image and from each unlabeled image in a step; their sum is the same
+        for every run."""
         human, unlabeled = self.images_per_iteration(run)
         total = self.finetune.images * self.finetune.prompts_per_image
         if not unlabeled:
@@ -524,7 +529,8 @@ class _TooLargeError(Exception):
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
-    """SafeLoader that refuses a key given twice instead of silently taking the last value, and too large texts."""
+    """SafeLoader that refuses a key given twice instead of silently taking the last value, and too large
+    texts."""
 
     nodes = 0
 

@@ -104,7 +104,8 @@ class Reader:
         )
 
     def value(self, hint: Any, value: Any, where: str) -> Any:
-        """`value` checked against a type hint; lists become tuples, integers become floats where one is asked for."""
+        """`value` checked against a type hint; lists become tuples, integers become floats where one is
+        asked for."""
         origin, args = get_origin(hint), get_args(hint)
         if origin is Annotated:
             value = self.value(args[0], value, where)
@@ -131,7 +132,8 @@ class Reader:
         return self.record(hint, value, where) if is_dataclass(hint) else self.scalar(hint, value, where)
 
     def scalar(self, kind: type, value: Any, where: str) -> Any:
-        """A bool, int, float or str of exactly that type; an integer is taken for a float, true for neither."""
+        """A bool, int, float or str of exactly that type; an integer is taken for a float, true for
+        neither."""
         if kind is float and type(value) is int and abs(value) <= 2**53:
             value = float(value)
         finite = kind is not float or type(value) is float and math.isfinite(value)

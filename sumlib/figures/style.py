@@ -11,7 +11,7 @@ from pathlib import Path
 import matplotlib
 from matplotlib.figure import Figure
 
-from sumlib.report.results import TASKS
+from sumlib.data.tasks import TASKS
 
 Key = tuple[str, str]
 """(model, train_set)."""

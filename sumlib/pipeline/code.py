@@ -9,20 +9,28 @@ a dvc.lock so long that DVC spends seconds a stage on it.)
 
 The notebooks of `BY_METHOD` run once for each model. They have a code file for each method, with the module
 `sumlib.methods.<method>` and what that imports: a change of a method changes the file of its own runs alone.
+
+Two kinds of module are imported by a name that stands in params.yaml, and no import statement shows it: the
+layouts of data sets, which count wherever data is opened, and the architectures of methods, which count
+where a notebook names a run that has one.
 """
 
 import ast
+import re
 from pathlib import Path
 
 from sumlib.base.code import PACKAGE, imported, module_file, modules_used, tree_hash
 from sumlib.base.files import write_text
-from sumlib.base.paths import ARTIFACTS, NOTEBOOKS, ROOT
+from sumlib.base.paths import ARTIFACTS, NOTEBOOKS, PARAMS, ROOT
+from sumlib.config.params import load_config
 from sumlib.pipeline.cells import read_cells
 
 CODE = ARTIFACTS / "notebooks" / "code"
 METHODS = f"{PACKAGE}.methods"
 BY_METHOD = ("finetune", "evaluate")
 """Notebooks with a code file for each method."""
+OPENS = re.compile(r"\bopen_(dataset|additional|truth)\b")
+"""How code that opens a data set looks."""
 PLAIN = "sum"
 """The method of runs that need no module of `sumlib.methods`."""
 
@@ -40,15 +48,19 @@ def code_files(folder: Path = NOTEBOOKS, root: Path = ROOT) -> dict[str, str]:
                 extra = () if method == PLAIN else method_modules(path.stem, method, root)
                 files[f"{path.stem}/{method}.py"] = code_file(cells, extra, root)
         else:
-            files[f"{path.stem}.py"] = code_file(cells, (), root)
+            files[f"{path.stem}.py"] = code_file(cells, architectures(cells, root), root)
     return files
 
 
 def code_file(cells: str, extra: tuple[str, ...] = (), root: Path = ROOT) -> str:
     """The text of a code file: the hash of `cells`, then of each module that they use or `extra` names."""
     lines = [f"cells {tree_hash(without_magics(cells))}", *magics(cells)]
-    used = modules_used(*imported(without_magics(cells), root=root), *extra, root=root)
-    lines += [f"{name} {tree_hash(module_file(name, root).read_text(encoding='utf-8'))}" for name in used]
+    named = {*imported(without_magics(cells), root=root), *extra}
+    text = {name: _text(name, root) for name in modules_used(*named, root=root)}
+    outside = [cells, *(code for name, code in text.items() if not name.startswith(f"{PACKAGE}.data"))]
+    if any(OPENS.search(code) for code in outside):
+        text |= {name: _text(name, root) for name in modules_used(*named, *layouts(root), root=root)}
+    lines += [f"{name} {tree_hash(code)}" for name, code in sorted(text.items())]
     return "".join(f"# {line}\n" for line in lines)
 
 
@@ -87,6 +99,27 @@ def names_class(module: str, variable: str, root: Path = ROOT) -> bool:
     tree = ast.parse(module_file(module, root).read_text(encoding="utf-8"))
     lines = [node for node in tree.body if isinstance(node, ast.Assign) and isinstance(node.value, ast.Name)]
     return any(ast.unparse(line.targets[0]) == variable for line in lines)
+
+
+def architectures(cells: str, root: Path = ROOT) -> tuple[str, ...]:
+    """Modules of the models that the cells open by the name of a run, where those are of a kind of their
+    own."""
+    tree = ast.parse(without_magics(cells))
+    texts = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)}
+    names = {text.removesuffix(".safetensors") for text in texts if isinstance(text, str)}
+    runs = load_config("micro", root / PARAMS.name).runs
+    used = {runs[name].method for name in names & runs.keys()} - {PLAIN}
+    return tuple(module for method in sorted(used) for module in method_modules("evaluate", method, root))
+
+
+def layouts(root: Path = ROOT) -> list[str]:
+    """The modules that read data sets, which `sumlib.data.registry` imports by their names."""
+    paths = sorted((root / PACKAGE / "data" / "layouts").glob("*.py"))
+    return [f"{PACKAGE}.data.layouts.{path.stem}" for path in paths if path.stem != "__init__"]
+
+
+def _text(module: str, root: Path) -> str:
+    return module_file(module, root).read_text(encoding="utf-8")
 
 
 def write_code(folder: Path = NOTEBOOKS, output: Path = CODE, root: Path = ROOT) -> list[Path]:

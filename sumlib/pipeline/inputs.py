@@ -1,4 +1,5 @@
-"""What a profile needs before anything is computed: its checkpoints and data sets, and a world that is not the wrong one."""
+"""What a profile needs before anything is computed: its checkpoints and data sets, and a world that is not
+the wrong one."""
 
 from pathlib import Path
 
@@ -64,8 +65,8 @@ def check_inputs(config: Config, notebook: str = "") -> None:
     micro = config.profile in MICRO_PROFILES
     if not micro and is_micro_world(config.data_root):
         raise ConfigError(
-            f"profile {config.profile} would run on the micro world in {_place(config.data_root)}; put real data "
-            "elsewhere (datasets/ or an absolute path) and name that folder under `data` in params.yaml"
+            f"profile {config.profile} would run on the micro world in {_place(config.data_root)}; put real "
+            "data elsewhere (datasets/ or an absolute path) and name that folder under `data` in params.yaml"
         )
     missing = [line for name, model in _models(config).items() for line in _missing_model(name, model)]
     for name, dataset in _datasets(config, ROLES.get(notebook, ALL)).items():

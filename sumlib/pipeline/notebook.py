@@ -1,9 +1,11 @@
 """Notebooks as pipeline steps: their code as stable files, their execution as a stable notebook.
 
-    python -m sumlib.pipeline.notebook code                 writes artifacts/notebooks/code/ (sumlib.pipeline.code)
-    python -m sumlib.pipeline.notebook run NAME [-p KEY VALUE ...] --output PATH     writes the executed notebook
-    python -m sumlib.pipeline.notebook book NAME ... --output FOLDER     copies executed notebooks for readers
-    python -m sumlib.pipeline.notebook check                lists data and checkpoints that the profile lacks
+    python -m sumlib.pipeline.notebook code      writes artifacts/notebooks/code/ (sumlib.pipeline.code)
+    python -m sumlib.pipeline.notebook run NAME [-p KEY VALUE ...] --output PATH
+                                                 writes the executed notebook
+    python -m sumlib.pipeline.notebook book NAME ... --output FOLDER
+                                                 copies executed notebooks for readers
+    python -m sumlib.pipeline.notebook check     lists data and checkpoints that the profile lacks
 
 Executed notebooks are normalised, so that identical runs give identical files.
 """
@@ -29,7 +31,9 @@ from sumlib.pipeline.inputs import check_inputs
 KERNEL_ENV = {
     "TQDM_DISABLE": "1",  # progress bars would make every executed notebook different
     "PYTHONHASHSEED": "0",  # the order of a printed set too
-    "OMP_NUM_THREADS": "1",  # sums do not depend on the number of cores then; what is worth several cores is done in processes (sumlib/base/parallel.py)
+    # sums do not depend on the number of cores then; what is worth several cores is done in processes
+    # (sumlib/base/parallel.py)
+    "OMP_NUM_THREADS": "1",
     "MALLOC_MMAP_MAX_": "0",  # glibc keeps freed memory: page faults dominate small-model training
     "MALLOC_TRIM_THRESHOLD_": "4294967296",
 }
@@ -84,7 +88,8 @@ def run(name: str, parameters: dict, output: Path, folder: Path = NOTEBOOKS) -> 
 
 
 def check(name: str = "", profile: str | None = None) -> None:
-    """NotebookError with one message if the profile lacks data or checkpoints that the notebook reads ("": any)."""
+    """NotebookError with one message if the profile lacks data or checkpoints that the notebook reads ("":
+    any)."""
     try:
         check_inputs(load_config(profile), name)
     except (ConfigError, FileNotFoundError) as error:
@@ -94,7 +99,8 @@ def check(name: str = "", profile: str | None = None) -> None:
 def write_book(names: Sequence[str], output: Path, executed: Path = ARTIFACTS / "notebooks") -> list[Path]:
     """Copy the executed notebooks of the stages into the folder `output`, as `<notebook>.ipynb`; the paths.
 
-    What stands after @ in a name is dropped, so only one of a kind can be copied. NotebookError if one is missing.
+    What stands after @ in a name is dropped, so only one of a kind can be copied. NotebookError if one is
+    missing.
     """
     paths = []
     for name in names:
@@ -171,14 +177,15 @@ def _check_parameters(path: Path, parameters: dict) -> None:
 
 
 def _check_profile() -> None:
-    """In a DVC stage the profile is the one of params.yaml: DVC does not see SUM_PROFILE and would cache a lie."""
+    """In a DVC stage the profile is the one of params.yaml: DVC does not see SUM_PROFILE and would cache a
+    lie."""
     if "DVC_STAGE" in os.environ and os.environ.get("SUM_PROFILE"):
         raise NotebookError(
             f"SUM_PROFILE is set; unset it and choose `profile:` in {PARAMS.name} for `dvc repro`"
         )
 
 
-# ---- helpers and command line ----------------------------------------------------------------------------------------
+# ---- helpers and command line ----
 
 
 def _plain(path: Path) -> str:

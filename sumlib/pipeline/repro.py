@@ -1,9 +1,11 @@
 """`dvc repro` of everything, several stages at a time: ``python -m sumlib.pipeline.repro --jobs 4``.
 
-`dvc repro` runs one stage after another, each with several processes where it can use them. Many stages at a time, with a process each, use the cores
-better: each stage that is out of date is handed to a `dvc repro --single-item` of its own as soon as all that it waits for is done (DVC's documented
-way to run stages in parallel). Results are the same bytes as one after another; killed, it goes on with what is not done. A stage may say in
-dvc.yaml, under ``meta: {cost: 5}``, that it takes five times as long as others, so that it does not come last.
+`dvc repro` runs one stage after another, each with several processes where it can use them. Many stages at a
+time, with a process each, use the cores better: each stage that is out of date is handed to a `dvc repro
+--single-item` of its own as soon as all that it waits for is done (DVC's documented way to run stages in
+parallel). Results are the same bytes as one after another; killed, it goes on with what is not done. A stage
+may say in dvc.yaml, under ``meta: {cost: 5}``, that it takes five times as long as others, so that it does
+not come last.
 """
 
 import argparse
@@ -30,7 +32,8 @@ class StageError(RuntimeError):
 
 
 def out_of_date(root: Path = ROOT) -> networkx.DiGraph:
-    """The stages that `dvc repro` would look into: those whose inputs, parameters or outputs changed, and all that depend on them.
+    """The stages that `dvc repro` would look into: those whose inputs, parameters or outputs changed, and
+    all that depend on them.
 
     An edge goes from a stage to one that waits for it.
     """
@@ -47,9 +50,11 @@ def out_of_date(root: Path = ROOT) -> networkx.DiGraph:
 def run_all(
     waiting: networkx.DiGraph, run: Callable[[str], None], jobs: int, finished: Callable[[str, float], None]
 ) -> None:
-    """``run`` every stage once those before it are done, ``jobs`` at a time, the costliest chain first; ``finished(name, seconds)`` after each.
+    """``run`` every stage once those before it are done, ``jobs`` at a time, the costliest chain first;
+    ``finished(name, seconds)`` after each.
 
-    After a failure no further stage is started; those that run are waited for, and the first failure is raised.
+    After a failure no further stage is started; those that run are waited for, and the first failure is
+    raised.
     """
     waiting = waiting.copy()
     chain: dict[str, float] = {}  # cost of a stage and of those that wait for it, one after another
@@ -76,7 +81,8 @@ def _timed(run: Callable[[str], None], name: str) -> float:
 
 
 def repro(name: str, jobs: int, root: Path = ROOT) -> None:
-    """`dvc repro` of this stage alone, one of ``jobs`` at a time that share the cores; StageError with its output if it fails."""
+    """`dvc repro` of this stage alone, one of ``jobs`` at a time that share the cores; StageError with its
+    output if it fails."""
     command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", name]
     environment = os.environ | {"SUM_PROCESSES": str(max(1, processes() // jobs))}
     done = subprocess.run(
@@ -91,7 +97,8 @@ def repro(name: str, jobs: int, root: Path = ROOT) -> None:
     )
     if done.returncode:
         raise StageError(
-            f"{done.stdout.strip()}\nerror: stage {name} failed (above is what it printed); repeat it with `dvc repro {name}`"
+            f"{done.stdout.strip()}\nerror: stage {name} failed (above is what it printed); "
+            f"repeat it with `dvc repro {name}`"
         )
 
 
