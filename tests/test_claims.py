@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from test_report import results
 
+from sumlib.base.paths import RESULTS
 from sumlib.report import claim_report
 from sumlib.report.claim_list import list_claims
 from sumlib.report.claims import (
@@ -91,7 +92,9 @@ def test_unknown_expectation_is_an_error():
 
 
 def test_claim_verdict_is_its_weakest_comparison():
-    def finding(verdict, estimate=Estimate(1.0, 0.5, 1.5), why=""):
+    known = Estimate(1.0, 0.5, 1.5)
+
+    def finding(verdict, estimate=known, why=""):
         return Finding("A − B", "part", "point", 3, "mIoU", ">0", np.nan, estimate, verdict, why)
 
     assert conclude([finding(HOLDS), finding(SHOWN)]) == (HOLDS, "1 of 1 judged comparisons hold.")
@@ -108,7 +111,9 @@ def test_claim_verdict_is_its_weakest_comparison():
 
 
 def test_known_differences_give_known_verdicts(judged):
-    """Every fine-tuned model is 10 points above SAM and equal to the others: some claims must hold, others must not."""
+    """Every fine-tuned model is 10 points above SAM and equal to the others: some claims must hold, others
+    must not.
+    """
     verdicts = {claim.claim.key: claim for claim in judged}
     assert list(verdicts) == ["central", *(f"C{n}" for n in range(1, 11))]
     assert verdicts["C3"].verdict == HOLDS and all(f.estimate.value > 3 for f in verdicts["C3"].findings)
@@ -180,3 +185,24 @@ def test_sampling_gains_cover_every_set():
     gains = sampling_gains(Bootstrap(frame, np.random.default_rng(0), 50))
     assert len(gains) == 2 * (14 + 4) and gains.notna().all(axis=None)
     assert gains.set_index(["metric", "place"]).loc[("mIoU", "DIS-VD"), "paper"] == pytest.approx(4.1)
+
+
+def test_a_readers_words_are_read_from_their_file(tmp_path):
+    words = claim_report.read_words(RESULTS / "reading.md")
+    assert list(words) == [claim.key for claim in list_claims()]
+    assert all(verdict in (HOLDS, FAILS, UNDECIDED) and len(text) > 40 for verdict, text in words.values())
+    path = tmp_path / "reading.md"
+    path.write_text("# Title\n\n## C1: holds\n\nTwo\nlines.\n\n## C2: undecided\n\nMore.\n")
+    assert claim_report.read_words(path) == {"C1": (HOLDS, "Two lines."), "C2": (UNDECIDED, "More.")}
+
+
+@pytest.mark.parametrize(
+    "text", ["## C1: maybe\n\nA.", "## C1: holds\n", "## C1: holds\n\nA.\n## C1: holds\n\nB.", "## C1\n\nA."]
+)
+def test_broken_words_name_file_section_and_remedy(text, tmp_path):
+    path = tmp_path / "reading.md"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r"reading\.md: section 'C1.*write `## <key>: <verdict>`"):
+        claim_report.read_words(path)
+    with pytest.raises(FileNotFoundError, match="git checkout"):
+        claim_report.read_words(tmp_path / "none.md")

@@ -42,12 +42,13 @@ def picture_row(size=16, **changes) -> dict:
 def test_rounds_figure_draws_the_scores(number, scores):
     figure = figures.rounds_figure(number, scores)
     assert len(figure.axes) == 16
-    prompt = figures.FIGURES[number][1]
+    prompt = figures.FIGURES[number][1]  # noqa: F841, read by the query
     drawn = {tuple(line.get_ydata()) for line in figure.axes[3].lines}
     row = (
         report.over_seeds(scores)
         .query(
-            "model == 'SUM' and task == 'all' and dataset == 'average' and metric == 'mIoU' and prompt == @prompt"
+            "model == 'SUM' and task == 'all' and dataset == 'average' and metric == 'mIoU' "
+            "and prompt == @prompt"
         )
         .sort_values("rounds")
     )

@@ -1,4 +1,5 @@
-"""Quality of pseudo-labels: matches, intervals, separation, calibration and correction curves, by hand and by properties."""
+"""Quality of pseudo-labels: matches, intervals, separation, calibration and correction curves, by hand and by
+properties."""
 
 import numpy as np
 import pandas as pd
@@ -43,7 +44,8 @@ def measured(tmp_path_factory):
     return labels, truth, quality.compare_all(labels, truth, progress=False)[0]
 
 
-# ---- comparing ---------------------------------------------------------------------------------------------------------
+# ---- comparing
+# ---------------------------------------------------------------------------------------------------------
 
 
 def test_compare_by_hand():
@@ -126,7 +128,8 @@ def test_judged_by_its_thresholds():
     assert found["refined_both"].tolist() == [False, True, False]
 
 
-# ---- statistics --------------------------------------------------------------------------------------------------------
+# ---- statistics
+# --------------------------------------------------------------------------------------------------------
 
 
 def test_share_interval_is_over_images():
@@ -185,7 +188,8 @@ def test_certainty_bins_count_the_pixels_of_good_masks(measured):
     ).all()
 
 
-# ---- correcting by hand ------------------------------------------------------------------------------------------------
+# ---- correcting by hand
+# ------------------------------------------------------------------------------------------------
 
 
 def test_correction_curve_ends_perfect_and_the_truth_is_the_best_order():
@@ -208,7 +212,8 @@ def test_advantage_is_one_for_the_truth_zero_for_chance_and_negative_when_wrong(
     assert np.isnan(report.advantage(np.ones(3), np.arange(3)))
 
 
-# ---- figures -----------------------------------------------------------------------------------------------------------
+# ---- figures
+# -----------------------------------------------------------------------------------------------------------
 
 
 def test_survival_curve_passes_the_counted_share(measured):

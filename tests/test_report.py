@@ -28,7 +28,9 @@ MODELS = {
 
 
 def results(runs=MODELS, images=6, masks=3, shift=0.1, seed=0, rounds=(1, 3, 5, 6)) -> pd.DataFrame:
-    """Per-mask results of `runs` on all 14 sets; every run but SAM is better by `shift` (+0.01 per seed), with paired noise."""
+    """Per-mask results of `runs` on all 14 sets; every run but SAM is better by `shift` (+0.01 per seed),
+    with paired noise.
+    """
     generator, frames = np.random.default_rng(seed), []
     for task, names in report.dataset_order().items():
         for dataset in names:
@@ -145,7 +147,8 @@ def test_table_holds_the_papers_rows_and_differences(number, scores):
 def test_table_6_calls_the_main_models_by_their_encoder(scores):
     table = printed.build_table(6, scores)
     ours = report.over_seeds(scores).query(
-        "model == 'SUM' and train_set == 'FT-Medium' and task == 'part' and dataset == 'average' and prompt == 'point' and rounds == 1 and metric == 'mIoU'"
+        "model == 'SUM' and train_set == 'FT-Medium' and task == 'part' and dataset == 'average' "
+        "and prompt == 'point' and rounds == 1 and metric == 'mIoU'"
     )
     row = table.query("model == 'SUM ViT-H' and task == 'part' and rounds == 1 and metric == 'mIoU'").iloc[0]
     assert row["ours"] == pytest.approx(ours["ours"].item()) and np.isfinite(row["difference"])
@@ -154,10 +157,12 @@ def test_table_6_calls_the_main_models_by_their_encoder(scores):
 
 def test_seeds_become_mean_and_deviation(scores):
     medium = report.over_seeds(scores).query(
-        "model == 'SUM' and task == 'part' and dataset == 'average' and prompt == 'box' and rounds == 1 and metric == 'mIoU'"
+        "model == 'SUM' and task == 'part' and dataset == 'average' "
+        "and prompt == 'box' and rounds == 1 and metric == 'mIoU'"
     )
     values = scores.query(
-        "model == 'SUM' and task == 'part' and dataset == 'average' and prompt == 'box' and rounds == 1 and metric == 'mIoU'"
+        "model == 'SUM' and task == 'part' and dataset == 'average' "
+        "and prompt == 'box' and rounds == 1 and metric == 'mIoU'"
     )["value"]
     assert medium["seeds"].item() == 2
     assert medium["ours"].item() == pytest.approx(values.mean())
@@ -208,7 +213,7 @@ def test_load_results_names_file_and_remedy(frame, tmp_path):
 
 
 def test_bootstrap_value_is_the_difference_of_scores(frame, scores):
-    point = dict(prompt="point", rounds=3, metric="mBIoU")
+    point = {"prompt": "point", "rounds": 3, "metric": "mBIoU"}
     bootstrap = Bootstrap(frame, np.random.default_rng(0), 200)
     ours = scores.query(
         "prompt == 'point' and rounds == 3 and metric == 'mBIoU' and dataset == 'average'"
@@ -223,7 +228,9 @@ def test_bootstrap_value_is_the_difference_of_scores(frame, scores):
 
 
 def test_bootstrap_resamples_images_not_masks():
-    """Two images with 3 and 1 masks: the resampled means are those of the four possible draws, weighted by masks."""
+    """Two images with 3 and 1 masks: the resampled means are those of the four possible draws, weighted by
+    masks.
+    """
     rows = [
         ("part", "PACO", "x", 0.0),
         ("part", "PACO", "x", 0.0),
@@ -237,7 +244,9 @@ def test_bootstrap_resamples_images_not_masks():
 
 
 def test_bootstrap_intervals_cover_the_truth():
-    """Differences drawn around 0.05 with strong image effects: about 95 % of the intervals hold it (binomial bounds, fixed seed)."""
+    """Differences drawn around 0.05 with strong image effects: about 95 % of the intervals hold it (binomial
+    bounds, fixed seed).
+    """
     generator, hits, images = np.random.default_rng(3), 0, 40
     for _ in range(120):
         effect = 0.05 + generator.normal(0, 0.1, images).repeat(4) + generator.normal(0, 0.02, images * 4)
@@ -249,12 +258,14 @@ def test_bootstrap_intervals_cover_the_truth():
 
 
 def test_seeds_without_a_prompt_are_left_out(frame):
-    """SUM has two seeds, of which one was evaluated from a boundary point: the comparison there is that seed's."""
+    """SUM has two seeds, of which one was evaluated from a boundary point: the comparison there is that
+    seed's.
+    """
     some = frame[(frame["round"] == 1) & (frame["prompt"] == "point")]
     extra = some[some["run"].isin(["sam", "sum-medium"])].assign(prompt="boundary-point")
     bootstrap = Bootstrap(pd.concat([some, extra], ignore_index=True), np.random.default_rng(0), 50)
     models = {("SUM", "FT-Medium"): 1.0, ("SAM", "none"): -1.0}
-    point = dict(rounds=1, metric="mIoU")
+    point = {"rounds": 1, "metric": "mIoU"}
     assert len(bootstrap.compare(models, "all", prompt="point", **point).seeds) > 1
     alone = bootstrap.compare(models, "all", prompt="boundary-point", **point)
     assert alone.seeds == () and alone.value == pytest.approx(
@@ -282,7 +293,9 @@ def test_resamples_draw_as_many_images_as_there_are():
 
 
 def test_every_interval_draws_the_same_images():
-    """The mean of masks, from one data set of a bootstrap and from `share_interval`: the same numbers to the last digit."""
+    """The mean of masks, from one data set of a bootstrap and from `share_interval`: the same numbers to the
+    last digit.
+    """
     values, images = np.linspace(0, 1, 12), np.repeat(list("abcd"), 3)
     rows = [("part", "PACO", image, value) for image, value in zip(images, values)]
     estimate = Bootstrap(tiny(rows), np.random.default_rng(3), 300).contrast(
@@ -295,7 +308,7 @@ def test_every_interval_draws_the_same_images():
 def test_one_training_against_several_counts_as_one(frame):
     one = frame[frame["run"] == "sum-medium"].assign(run="other", model="Vanilla")
     bootstrap = Bootstrap(pd.concat([frame, one]), np.random.default_rng(0), 50)
-    point = dict(prompt="point", rounds=1, metric="mIoU")
+    point = {"prompt": "point", "rounds": 1, "metric": "mIoU"}
     sam, vanilla = ("SAM", "none"), ("Vanilla", "FT-Medium")
     against_sam = bootstrap.compare({("SUM", "FT-Medium"): 1.0, sam: -1.0}, "all", **point)
     against_one = bootstrap.compare({("SUM", "FT-Medium"): 1.0, vanilla: -1.0}, "all", **point)

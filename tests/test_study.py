@@ -42,7 +42,8 @@ def answers(key: pd.DataFrame, rater: str = "ann", **changes) -> pd.DataFrame:
     )
 
 
-# ---- the page ----------------------------------------------------------------------------------------------------------
+# ---- the page
+# ----------------------------------------------------------------------------------------------------------
 
 
 def test_choose_takes_every_image_before_it_takes_one_twice(labels):
@@ -114,7 +115,8 @@ def test_a_study_is_never_overwritten(folder, labels):
         study.read_key(folder / "elsewhere")
 
 
-# ---- answers -----------------------------------------------------------------------------------------------------------
+# ---- answers
+# -----------------------------------------------------------------------------------------------------------
 
 
 def test_answers_are_read_as_they_were_given(folder):
@@ -220,3 +222,38 @@ def test_a_made_up_rater_follows_the_scores_and_errs_as_told(folder):
     )
     wrong = study.answers_by_score(key, scores, "x", covered=0.75, sharp=0.6, errors=1, generator=rng)
     assert all((wrong[column] != exact[column]).all() for column in study.ANSWERS)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "not a CSV file"),
+        (b"\xff\xfe\x00", "not a CSV file"),
+        (b'a,"b\n', "not a CSV file|lacks the columns"),
+        (b"study,rater,trial\n", "lacks the columns"),
+    ],
+)
+def test_files_that_are_no_answers_are_named(folder, content, message):
+    path = folder / "answers-x.csv"
+    path.write_bytes(content)
+    try:
+        with pytest.raises(ValueError, match=rf"answers-x\.csv: ({message})"):
+            study.read_answers(folder)
+    finally:
+        path.unlink()
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "message"),
+    [
+        ("trial", "one", r"key\.csv, line 2: not as it was written"),
+        ("a", "SUM", r"key\.csv, line 2: not as it was written"),
+        ("trial", "2", r"key\.csv: trial 2 stands twice"),
+    ],
+)
+def test_a_broken_key_is_named(folder, tmp_path, column, value, message):
+    key = study.read_key(folder).astype(str)
+    key.loc[0, column] = value
+    key.to_csv(tmp_path / "key.csv", index=False)
+    with pytest.raises(ValueError, match=message):
+        study.read_key(tmp_path)

@@ -1,4 +1,4 @@
-"""The paper's claims C1-C10 (METHOD.md section 10) and this repository's central result as lists of comparisons.
+"""The paper's claims C1-C10 (METHOD.md section 10) and this repository's central result, as comparisons.
 
 What a claim in words means in numbers is said here, in a function of its own.
 `sumlib.report.claims` measures and judges.
@@ -13,8 +13,9 @@ from sumlib.report.results import TASKS, dataset_order
 SHOWN = "shown"
 """Of a comparison that is shown and not judged."""
 WHY_PARTS = (
-    "`figures/rims.png` measures on the development set how far outlines learnt on whole objects carry over to parts: "
-    "to their edges\ntowards the background, and to those inside the object, which no human mask of FT-Medium shows."
+    "`figures/rims.png` measures on the development set how far outlines learnt on whole objects carry over "
+    "to parts: to their edges\ntowards the background, and to those inside the object, which no human mask "
+    "of FT-Medium shows."
 )
 
 SAM: Model = ("SAM", "none")
@@ -172,8 +173,8 @@ def _c2() -> Claim:
             Comparison("Vanilla − SAM", minus(medium("Vanilla"), SAM), "all", 1, expected=SHOWN),
             Comparison("Vanilla (FT-Small) − SAM", minus(VANILLA, SAM), "all", 3, expected=SHOWN),
         ],
-        '"Most" is read as more than half of Human-only\'s loss, "little" as less than half of SUM\'s gain at '
-        "1 point.",
+        '"Most" is read as more than half of Human-only\'s loss, "little" as less than half of SUM\'s gain '
+        "at 1 point.",
     )
 
 

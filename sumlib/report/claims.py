@@ -186,10 +186,8 @@ def _refinement_gains(name: str, levels: Mapping[str, Mapping], generator) -> It
             worse = f"{fixed(100 * np.mean(gain < 0), 0)} % of {len(gain)} masks get worse"
             what, estimate = f"{name}: refined − SAM's masks ({worse})", interval(values[-1], samples[-1])
             yield Finding(what, level, "point", 1, metric, SHOWN, np.nan, estimate, SHOWN)
-        overall, what = (
-            interval(np.mean(values), np.mean(samples, axis=0)),
-            f"{name}: refined − SAM's masks, mean over levels",
-        )
+        overall = interval(np.mean(values), np.mean(samples, axis=0))
+        what = f"{name}: refined − SAM's masks, mean over levels"
         yield Finding(what, "all", "point", 1, metric, ">0", np.nan, overall, decide(overall, ">0"))
 
 
@@ -198,7 +196,8 @@ def _certainty_gap(name: str, pixels: Mapping, generator) -> Finding:
     bottom = np.stack([pixels["certain"], pixels["uncertain"]], 1)
     estimate = ratio_difference(top, bottom, generator=generator)
     shares, theta = 100 * top.sum(0) / np.maximum(bottom.sum(0), 1), pixels["threshold"]
-    what = f"{name}: pixels with c > {theta:g} correct ({fixed(shares[0])} %) − the others ({fixed(shares[1])} %)"
+    sure, unsure = (f"({fixed(share)} %)" for share in shares)
+    what = f"{name}: pixels with c > {theta:g} correct {sure} − the others {unsure}"
     paper = 98.0 - 28.5 if theta == 0.6 else np.nan
     return Finding(what, "all", "point", 1, "% correct", ">0", paper, estimate, decide(estimate, ">0"))
 
