@@ -1,7 +1,7 @@
 """Uncertainty-aware fine-tuning of segmentation foundation models (SUM, NeurIPS 2024).
 
-The notebooks argue, this library computes. Imports go one way: `paths` and `config` at the bottom, then `masks`, then
-one module per idea of the paper (`losses`, `uncertainty`, `sampler`, `metrics`), then `model` and what is built on it.
+The notebooks argue, this library computes. Imports go one way, from `pipeline` down to `base`; the order
+stands in pyproject.toml. The paper's ideas are one file each: `uncertainty`, `losses`, `sampler`, `metrics`.
 """
 
 __version__ = "0.1.0"

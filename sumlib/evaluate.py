@@ -1,4 +1,4 @@
-"""Interactive evaluation: deterministic clicks, both IoUs of every mask at every round (METHOD section 8)."""
+"""Interactive evaluation: both IoUs of every mask at every round, by fixed clicks (docs/method.md §8)."""
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace

@@ -1,4 +1,4 @@
-"""Interactive fine-tuning on human masks and pseudo-labels, by certainty (METHOD sections 4 and 5).
+"""Interactive fine-tuning on human masks and pseudo-labels, by certainty (docs/method.md sections 4 and 5).
 
 The same loop trains every model of the comparison; a `RunConfig` says by which method, and which losses,
 labels, prompts and task prompts it uses. All of them see the same number of prompts in an iteration.

@@ -1,4 +1,4 @@
-"""Uncertainty-aware mask losses (METHOD.md section 4; equations 1 and 2 of the paper).
+"""Uncertainty-aware mask losses (docs/method.md section 4; equations 1 and 2 of the paper).
 
 Without `certainty` these are SAM's plain focal and dice losses, and a certainty of one everywhere gives
 exactly the same value. Everything is computed in float32 at least, so bf16 or half logits lose nothing

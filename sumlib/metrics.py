@@ -1,4 +1,4 @@
-"""Mask IoU and boundary IoU, one value a mask (METHOD.md section 8; DATASETS.md, evaluation conventions)."""
+"""Mask IoU and boundary IoU, one value a mask (docs/method.md §8; docs/datasets.md)."""
 
 import torch
 from torch import Tensor

@@ -1,8 +1,8 @@
 """Point prompts: deterministic clicks for evaluation, random ones for training.
 
-Points are (x, y) pixel indices. Clicks follow METHOD.md section 8 and RITM's reference clicker (DATASETS.md,
-evaluation conventions): exact Euclidean distances with the image's border as an edge, ties go to the first
-pixel in row-major order. Random points follow METHOD.md section 5 (uncertainty-aware prompt sampling).
+Points are (x, y) pixel indices. Clicks follow docs/method.md §8 and RITM's reference clicker (docs/datasets.md,
+evaluation conventions): exact Euclidean distances with the image's border as an edge, ties go to the first pixel
+in row-major order. Random points follow docs/method.md §5 (uncertainty-aware prompt sampling).
 """
 
 import cv2
@@ -78,7 +78,7 @@ def boundary_click(target: Tensor, distance: float = 10) -> Tensor:
     "Such pixels" have a distance to the nearest background pixel (or the image's border) within half a pixel
     of `distance`; their median is the middle one in row-major order (the lower of two), so it is one of them
     even where their mean is not, as in a ring. In a mask that is nowhere `distance` deep they are those at
-    half of its own greatest depth (at least 1), which stay near the edge. Source: METHOD.md section 8, Table
+    half of its own greatest depth (at least 1), which stay near the edge. Source: docs/method.md §8, Table
     5; the paper does not define the median of points or the thin masks, both are this module's choice.
 
     Args:

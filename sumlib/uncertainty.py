@@ -1,4 +1,4 @@
-"""Uncertainty of pseudo-labels: how far SAM's and the refined probability are apart (METHOD.md section 3)."""
+"""Uncertainty of pseudo-labels: how far SAM's and the refined probability are apart (docs/method.md §3)."""
 
 from typing import TypeVar
 

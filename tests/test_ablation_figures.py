@@ -30,7 +30,8 @@ def test_schemes_are_shown_as_differences_to_sam(scores):
     values = (
         report.over_seeds(scores)
         .query(
-            "dataset == 'average' and prompt == 'point' and rounds == 1 and task == 'salient' and metric == 'mIoU'"
+            "dataset == 'average' and prompt == 'point' and rounds == 1 "
+            "and task == 'salient' and metric == 'mIoU'"
         )
         .set_index("model")["ours"]
     )

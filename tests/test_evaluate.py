@@ -150,7 +150,7 @@ def test_workers_share_the_data_sets_and_change_nothing(model, datasets):
     assert np.allclose(one[["iou", "biou"]].mean(), two[["iou", "biou"]].mean(), atol=1e-3)
 
 
-# ---- the task prompt ---------------------------------------------------------------------------------------------------
+# ---- the task prompt -----------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

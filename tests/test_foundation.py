@@ -1,4 +1,4 @@
-"""Pre-training of the micro SAM: the same scenes whatever the workers, a training that resumes, a gate by hand."""
+"""Pre-training of the micro SAM: equal scenes for any workers, resuming, a gate by hand."""
 
 import json
 from dataclasses import replace
@@ -116,7 +116,7 @@ def test_human_clicks_by_eye_are_against_the_object_not_its_label():
     )  # half in the middle, half anywhere
 
 
-# ---- resuming ----------------------------------------------------------------------------------------------------------
+# ---- resuming ------------------------------------------------------------------------------------
 
 
 class Dying(Pretraining):
@@ -163,7 +163,7 @@ def test_pretrain_keeps_a_log_and_goes_on_from_its_last_state(tmp_path, capsys):
     assert capsys.readouterr().out == message
 
 
-# ---- the gate ----------------------------------------------------------------------------------------------------------
+# ---- the gate ------------------------------------------------------------------------------------
 
 
 def test_gate_by_hand(model, store):

@@ -1,4 +1,4 @@
-"""results/README.md shows every table and every figure, and nothing that is not there; nothing of the paper is missing."""
+"""results/README.md shows every table and figure, and nothing that is not there."""
 
 import re
 

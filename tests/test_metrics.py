@@ -28,7 +28,7 @@ def slow_iou(pred: np.ndarray, target: np.ndarray) -> float:
 
 
 def slow_boundary(mask: np.ndarray, ratio: float) -> np.ndarray:
-    """The definition of DATASETS.md: 1-px zero border, d erosions by 3 x 3 ones, mask - eroded."""
+    """The definition of docs/datasets.md: 1-px zero border, d erosions by 3 x 3 ones, mask - eroded."""
     iterations = max(1, int(round(ratio * np.sqrt(mask.shape[0] ** 2 + mask.shape[1] ** 2))))
     padded = cv2.copyMakeBorder(mask.astype(np.uint8), 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
     eroded = cv2.erode(padded, np.ones((3, 3), np.uint8), iterations=iterations)[1:-1, 1:-1]

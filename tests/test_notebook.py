@@ -19,13 +19,15 @@ CELLS = [
     ("code", 'run = "a"\nfails: bool = False', "parameters"),
     (
         "code",
-        "%matplotlib inline\nimport os, sys, time   \nimport matplotlib.pyplot as plt\n\nplt.plot([1, 2]); plt.show()\n",
+        "%matplotlib inline\nimport os, sys, time   \nimport matplotlib.pyplot as plt\n\n"
+        "plt.plot([1, 2]); plt.show()\n",
         None,
     ),
     ("code", "", None),
     (
         "code",
-        "for i in range(3):\n    print(i, flush=True); print('!', file=sys.stderr, flush=True); time.sleep(0.02)\n"
+        "for i in range(3):\n    print(i, flush=True); print('!', file=sys.stderr, flush=True)\n"
+        "    time.sleep(0.02)\n"
         "assert not fails, 'asked to'\nrun, os.getcwd(), object()",
         None,
     ),

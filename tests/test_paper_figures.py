@@ -65,7 +65,8 @@ def test_budgets_are_compared_with_sam(scores):
     sam = (
         report.over_seeds(scores)
         .query(
-            "model == 'SAM' and dataset == 'average' and prompt == 'point' and metric == 'mIoU' and rounds == 1 and task == 'salient'"
+            "model == 'SAM' and dataset == 'average' and prompt == 'point' "
+            "and metric == 'mIoU' and rounds == 1 and task == 'salient'"
         )["ours"]
         .item()
     )
@@ -78,7 +79,8 @@ def test_boundary_points_with_and_without_the_sampling(scores):
     ours = (
         report.over_seeds(scores)
         .query(
-            "prompt == 'boundary-point' and rounds == 1 and metric == 'mIoU' and task == 'salient' and dataset == 'COIFT'"
+            "prompt == 'boundary-point' and rounds == 1 and metric == 'mIoU' "
+            "and task == 'salient' and dataset == 'COIFT'"
         )
         .set_index("model")["ours"]
     )

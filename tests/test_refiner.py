@@ -1,4 +1,4 @@
-"""The refinement module: its input, its training pairs, its training on held-out masks, its file, its measurement."""
+"""The refinement module: its input, training pairs, training on held-out masks, file, measurement."""
 
 import json
 from dataclasses import replace

@@ -11,7 +11,10 @@ import yaml
 from sumlib.pipeline.repro import StageError, main, out_of_date, run_all
 
 DVC = [sys.executable, "-m", "dvc"]
-MEET = "touch {me}.started && for i in $(seq 600); do test -e {other}.started && cat {me}.txt > {me}.out && exit 0; sleep 0.1; done; exit 1"
+MEET = (
+    "touch {me}.started && for i in $(seq 600); do "
+    "test -e {other}.started && cat {me}.txt > {me}.out && exit 0; sleep 0.1; done; exit 1"
+)
 
 
 @pytest.fixture

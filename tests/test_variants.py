@@ -1,4 +1,4 @@
-"""Other refinement modules: what they see, what of them is trained, and that they are measured on the same masks."""
+"""Other refinement modules: what they see, what is trained, and that all are measured on the same masks."""
 
 from dataclasses import replace
 from functools import partial

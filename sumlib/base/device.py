@@ -8,7 +8,7 @@ import torch
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Modules made inside draw their first weights from ``seed``: torch's come from the global generator, which is left as it was."""
+    """Modules made inside draw their first weights from ``seed``; the global generator is left as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield

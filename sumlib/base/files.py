@@ -8,9 +8,9 @@ from pathlib import Path
 
 @contextmanager
 def whole(path: str | Path) -> Iterator[Path]:
-    """A temporary path beside ``path`` to write to, which takes its place at the end; after an error nothing is left.
+    """A temporary path beside ``path`` to write to, which takes its place at the end.
 
-    The folder is made if there is none.
+    After an error nothing is left. The folder is made if there is none.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
 """Faces of packages: names that a package hands on, each loaded from its module at first use (PEP 562).
 
-`sumlib.model.load_sam` is found there, and importing `sumlib.model` alone loads none of its modules. The table is also what
-`sumlib.pipeline.code` reads to tell which modules a notebook uses.
+`sumlib.model.load_sam` is found there, and importing `sumlib.model` alone loads none of its modules. From the
+table `sumlib.base.code` reads which modules a notebook uses.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -9,7 +9,7 @@ from importlib import import_module
 
 
 def face(package: str, names: Mapping[str, Sequence[str]]) -> tuple[Callable, Callable, list[str]]:
-    """``__getattr__``, ``__dir__`` and ``__all__`` of a package that hands on ``names``, {module: names in it}.
+    """``__getattr__``, ``__dir__``, ``__all__`` of a package that hands on ``names``, {module: names in it}.
 
     >>> find, listed, public = face("sumlib.base", {"paths": ["ROOT"]})
     >>> find("ROOT").name == find("paths").ROOT.name, listed()

@@ -1,7 +1,7 @@
 """Where things are. Every path is resolved from the repository root, never from the working directory.
 
-The package is meant to be installed in place (`pip install --no-deps -e .`, which `make env` does), so that `ROOT` is
-the folder that holds `sumlib/`, `params.yaml` and `dvc.yaml`.
+The package is meant to be installed in place (`pip install --no-deps -e .`, which `make env` does), so that
+`ROOT` is the folder that holds `sumlib/`, `params.yaml` and `dvc.yaml`.
 """
 
 from pathlib import Path

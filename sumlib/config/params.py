@@ -64,11 +64,11 @@ class DataConfig:
     """Folder of the data sets; relative to the repository, or absolute. Keep your own in datasets/ or
     outside: DVC owns data/ and deletes what it does not know there."""
     unlabeled: str
-    """Data set whose images get pseudo-labels (METHOD.md section 2)."""
+    """Data set whose images get pseudo-labels (docs/method.md section 2)."""
     human: dict[Budget, tuple[str, ...]]
-    """Human-annotated data sets of each budget (METHOD.md section 6)."""
+    """Human-annotated data sets of each budget (docs/method.md section 6)."""
     human_to_unlabeled: dict[Budget, Positive]
-    """Human images for one unlabeled image in a training batch, for each budget (METHOD.md section 5)."""
+    """Human images for one unlabeled image in a training batch, for each budget (docs/method.md §5)."""
 
 
 DATASET_ROLES = ("train", "dev", "test", "additional")
@@ -96,7 +96,7 @@ class DatasetConfig:
 
 @dataclass(frozen=True)
 class RefineConfig:
-    """Training of the mask-refinement module (METHOD.md section 3)."""
+    """Training of the mask-refinement module (docs/method.md section 3)."""
 
     iterations: Count
     """Optimiser steps."""
@@ -119,7 +119,7 @@ class RefineConfig:
     seed: Seed
     """Seed of the generators."""
     focal_weight: NonNegative
-    """Weight of the focal loss (METHOD.md section 4)."""
+    """Weight of the focal loss (docs/method.md section 4)."""
     dice_weight: NonNegative
     """Weight of the dice loss."""
     iou_weight: NonNegative
@@ -160,7 +160,7 @@ class VariantsConfig:
 
 @dataclass(frozen=True)
 class PseudoLabelConfig:
-    """SAM's automatic masks on the unlabeled images (METHOD.md section 2)."""
+    """SAM's automatic masks on the unlabeled images (docs/method.md section 2)."""
 
     points_per_side: Count
     """The prompts are a square grid of this many points a side."""
@@ -192,7 +192,7 @@ class U2plConfig:
 
 @dataclass(frozen=True)
 class FinetuneConfig:
-    """Interactive fine-tuning, the same for every run (METHOD.md sections 4 and 5)."""
+    """Interactive fine-tuning, the same for every run (docs/method.md sections 4 and 5)."""
 
     iterations: Count
     """Optimiser steps."""
@@ -249,7 +249,7 @@ class FinetuneConfig:
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """Interactive evaluation (METHOD.md section 8)."""
+    """Interactive evaluation (docs/method.md section 8)."""
 
     rounds: Annotated[int, Range(1, 20)]
     """Interactive rounds; round r has r prompts."""

@@ -23,7 +23,7 @@ DISAGREEMENTS = ("discrepancy", "two-decoders")
 
 @dataclass(frozen=True)
 class RunConfig:
-    """One model of the comparison (METHOD.md section 7)."""
+    """One model of the comparison (docs/method.md section 7)."""
 
     name: str
     """Key in `params.yaml`, for example "sum-medium-seed1"."""

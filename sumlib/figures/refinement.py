@@ -13,7 +13,7 @@ from sumlib.figures.style import BLUE, GROUP_TITLES, INK, ORANGE, PALE, new_figu
 @styled
 def certainty_vs_correctness(bins: Sequence[Mapping], threshold: float = 0.6) -> Figure:
     """How often a pixel of SAM's mask is right, by its certainty c, and how many pixels have that certainty
-    (METHOD.md section 3).
+    (docs/method.md section 3).
 
     `bins`: dicts with "low", "high" (certainty), "pixels", "correct" (counts), in order; `threshold` is theta
     of the UA-dice loss.

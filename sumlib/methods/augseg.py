@@ -1,4 +1,4 @@
-"""AugSeg with prompts: an EMA teacher's masks, learnt on a strong view of the image (METHOD section 7)."""
+"""AugSeg with prompts: an EMA teacher's masks, learnt on a strong view of the image (docs/method.md §7)."""
 
 from dataclasses import replace
 

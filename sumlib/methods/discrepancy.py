@@ -1,4 +1,4 @@
-"""SUM Discrepancy-Uncer: certainty is how far two models or two decoders agree (METHOD section 7)."""
+"""SUM Discrepancy-Uncer: certainty is how far two models or two decoders agree (docs/method.md section 7)."""
 
 from dataclasses import replace
 from functools import partial

@@ -1,4 +1,4 @@
-"""HQ-SAM: a head on a frozen SAM, and the recipe that trains it (METHOD section 7).
+"""HQ-SAM: a head on a frozen SAM, and the recipe that trains it (docs/method.md section 7).
 
 The head is one more output token, and mask features fused from early, late and decoder features. Its weights
 are the only ones that are trained. Written after the paper "Segment Anything in High Quality".
@@ -33,7 +33,7 @@ class HqHead(nn.Module):
     C is the width of SAM's embedding; the fused features have C / 8 channels at four times its size.
     ``task_token`` (tasks, C) is added to the HQ token and ``task_masks`` (tasks, C) to SAM's mask tokens:
     SUM's task prompt in this architecture. Both start at zero, and vector 0, "unspecified", stays there
-    (METHOD section 1).
+    (docs/method.md section 1).
     """
 
     def __init__(self, sam: Sam, num_tasks: int):

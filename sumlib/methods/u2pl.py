@@ -1,4 +1,4 @@
-"""U2PL's contrastive term on image embeddings, for promptable segmentation (METHOD section 7)."""
+"""U2PL's contrastive term on image embeddings, for promptable segmentation (docs/method.md section 7)."""
 
 import torch
 from torch import Tensor

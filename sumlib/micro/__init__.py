@@ -1,1 +1,1 @@
-"""The micro world: procedural scenes with exact masks, and the small SAM that was trained on them. Nothing else imports it."""
+"""The micro world: scenes with exact masks, and the small SAM trained on them. Only notebooks import it."""

@@ -1,4 +1,4 @@
-"""SUM: a Segment Anything Model with a task prompt (METHOD section 1).
+"""SUM: a Segment Anything Model with a task prompt (docs/method.md section 1).
 
 The networks are `segment-anything`'s own classes; this module adds the task prompt and decodes prompts of
 several images in one batch (SAM's `MaskDecoder.forward` takes one image).
@@ -22,7 +22,7 @@ NUM_TASKS = 4
 class Sum(nn.Module):
     """A promptable model: SAM plus one learned vector a task, added to the image embedding.
 
-    The vectors start at zero, so an untrained ``Sum`` gives SAM's output bit for bit (METHOD section 1).
+    The vectors start at zero, so an untrained ``Sum`` gives SAM's output bit for bit (docs/method.md §1).
     Another architecture overrides `encode`, `split`, `output_tokens`, `image_task` and `paint`.
     """
 

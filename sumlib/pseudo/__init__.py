@@ -1,4 +1,4 @@
-"""Pseudo-labels: SAM's automatic masks on unlabeled images, their refined versions and certainty (METHOD sections 2 and 3)."""
+"""Pseudo-labels: SAM's automatic masks, their refined versions and certainty (docs/method.md §2, §3)."""
 
 from sumlib.base.lazy import face
 

@@ -1,4 +1,4 @@
-"""SAM's automatic masks (METHOD section 2): those of `SamAutomaticMaskGenerator`, with their logits.
+"""SAM's automatic masks (docs/method.md section 2): those of `SamAutomaticMaskGenerator`, with their logits.
 
 Three things make it several times faster and change results by rounding errors only: the prompts of an image
 share its embedding, the decoder is the faster one (`sumlib.model.fast_decoder`), and masks are painted only

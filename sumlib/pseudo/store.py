@@ -1,4 +1,4 @@
-"""Pseudo-labels: SAM's automatic masks on unlabeled images, and their refined versions (METHOD sections 2 and
+"""Pseudo-labels: SAM's automatic masks on unlabeled images, and their refined versions (docs/method.md §2 and
 3).
 
 A Parquet file with a row a mask: image, point_x, point_y, box_x0, box_y0, box_x1, box_y1 (pixels of the

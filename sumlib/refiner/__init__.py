@@ -1,4 +1,4 @@
-"""The mask-refinement module: itself, its training pairs, its measure (METHOD section 3)."""
+"""The mask-refinement module: itself, its training pairs, its measure (docs/method.md section 3)."""
 
 from sumlib.base.lazy import face
 

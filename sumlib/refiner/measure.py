@@ -1,4 +1,4 @@
-"""What refinement does to SAM's masks where the truth is known (METHOD section 3).
+"""What refinement does to SAM's masks where the truth is known (docs/method.md section 3).
 
 IoUs before and after, and whether certainty tells right from wrong.
 """
@@ -82,7 +82,7 @@ def before_and_after(
 ) -> tuple[Tensor, Tensor]:
     """SAM's and refined logits (M, H, W) for each mask of ``target`` (M, H, W) bool, of SAM's best output.
 
-    ``prompt``: "point" is the first click of METHOD section 8, "box" the box of the target. The refiner needs
+    ``prompt``: "point" is the first click of docs/method.md §8, "box" the target's box. The refiner needs
     a point that produced the mask; where a box did, it is given the mask's own first click (the box's centre
     if the mask is empty).
     """

@@ -1,4 +1,4 @@
-"""The mask-refinement module: SAM's decoder, trained to sharpen SAM's masks (METHOD section 3).
+"""The mask-refinement module: SAM's decoder, trained to sharpen SAM's masks (docs/method.md section 3).
 
 Its input is always a mask, that mask's box and the point that produced it; its image embedding is SAM's own,
 so a refinement costs one pass of the small decoder. "Frame" is the model's input frame of S x S pixels.

@@ -1,4 +1,4 @@
-"""Training pairs of the refiner: one of SAM's masks, and the human mask that it should be (METHOD section 3).
+"""Training pairs of the refiner: one of SAM's masks, and the human mask it should be (docs/method.md §3).
 
 "Frame" is the model's input frame of S x S pixels.
 """

@@ -1,4 +1,4 @@
-"""Training of the mask-refinement module on human masks (METHOD section 3)."""
+"""Training of the mask-refinement module on human masks (docs/method.md section 3)."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence

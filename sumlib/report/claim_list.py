@@ -1,4 +1,4 @@
-"""The paper's claims C1-C10 (METHOD.md section 10) and this repository's central result, as comparisons.
+"""The paper's claims C1-C10 (docs/method.md section 10) and this repository's central result, as comparisons.
 
 What a claim in words means in numbers is said here, in a function of its own.
 `sumlib.report.claims` measures and judges.
@@ -20,7 +20,7 @@ WHY_PARTS = (
 
 SAM: Model = ("SAM", "none")
 LIGHT = ("Decoder+Prompt-Encoder FT", "Adapter FT", "LoRA FT")
-"""Lightweight schemes, on salient human masks alone (METHOD section 7)."""
+"""Lightweight schemes, on salient human masks alone (docs/method.md section 7)."""
 
 
 def small(model: str) -> Model:

@@ -1,7 +1,7 @@
 """Per-mask results and their averages.
 
 Per-mask results come as one Parquet file per run with the columns `COLUMNS`; scores leave this module in
-points (0-100). Averages follow METHOD.md section 8: over masks, then over the data sets of a task group;
+points (0-100). Averages follow docs/method.md section 8: over masks, then over the data sets of a task group;
 "all" is the mean over the data sets of all groups.
 """
 

@@ -1,4 +1,4 @@
-"""What an iteration draws: images with some of their human masks or pseudo-labels (METHOD sections 5, 6)."""
+"""What an iteration draws: images with some of their human masks or pseudo-labels (docs/method.md §5, 6)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -91,7 +91,7 @@ class Vanished:
 
 
 class HumanSource:
-    """Images of human-annotated sets, each equally likely (METHOD section 6)."""
+    """Images of human-annotated sets, each equally likely (docs/method.md section 6)."""
 
     def __init__(self, datasets: Sequence[Dataset]):
         self.datasets = [d.good() for d in datasets]
@@ -127,7 +127,7 @@ class HumanSource:
 
 
 class PseudoSource:
-    """Unlabeled images with SAM's masks, or the refined ones, and their certainty (METHOD sections 2 and 3).
+    """Unlabeled images with SAM's masks, or the refined ones, and their certainty (docs/method.md §2 and 3).
 
     A mask is drawn with probability 1 / area. SA-1B has a hundred masks an image, most of them small; where
     SAM finds only a handful, drawing them evenly would show the model mostly whole objects. Only what is

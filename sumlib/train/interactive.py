@@ -1,4 +1,4 @@
-"""One batch: interactive rounds whose losses and prompts trust the certain pixels more (METHOD section 4)."""
+"""One batch: interactive rounds; losses and prompts trust certain pixels more (docs/method.md §4)."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -29,7 +29,7 @@ def first_prompt(
 ) -> Prompts:
     """Prompts of round 1, a box or a point for each mask.
 
-    ``kind`` "mixed": a box or a random positive point, 50/50 (METHOD section 5); "box"; "uniform-point": a
+    ``kind`` "mixed": a box or a random positive point, 50/50 (docs/method.md §5); "box"; "uniform-point": a
     point anywhere in the image. Raises ValueError for another kind.
     """
     if kind not in FIRST_PROMPTS:

@@ -24,7 +24,7 @@ def finish(model: Sum) -> None:
 def parameter_groups(
     model: Sum, config: FinetuneConfig, task_prompt: bool, tuning: str = "full"
 ) -> list[dict]:
-    """AdamW's groups (METHOD section 5). Full fine-tuning trains all, the encoder with layer decay.
+    """AdamW's groups (docs/method.md section 5). Full fine-tuning trains all, the encoder with layer decay.
 
     A parameter of encoder layer k of L (0 the patch embedding, L - 1 the neck) learns at ``lr *
     encoder_lr_scale * layer_decay ** (L - 1 - k)``, the prompt encoder and the mask decoder at ``lr``, the
