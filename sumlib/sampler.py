@@ -1,8 +1,8 @@
 """Point prompts: deterministic clicks for evaluation, random ones for training.
 
-Points are (x, y) pixel indices. Clicks follow docs/method.md §8 and RITM's reference clicker (docs/datasets.md,
-evaluation conventions): exact Euclidean distances with the image's border as an edge, ties go to the first pixel
-in row-major order. Random points follow docs/method.md §5 (uncertainty-aware prompt sampling).
+Points are (x, y) pixel indices. Clicks follow docs/method.md §8 and RITM's reference clicker
+(docs/datasets.md, evaluation conventions): exact Euclidean distances with the image's border as an edge, ties
+go to the first pixel in row-major order. Random points follow docs/method.md §5.
 """
 
 import cv2

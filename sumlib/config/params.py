@@ -156,6 +156,8 @@ class VariantsConfig:
     """Its largest gradient norm."""
     adapter_width: Count
     """Inner width of the adapters in the image encoder."""
+    limit_images: Count | None
+    """Only the first images of each human-annotated and of the unlabeled set; null: all."""
 
 
 @dataclass(frozen=True)

@@ -138,10 +138,11 @@ def variants_figure(changed: pd.DataFrame, titles: Sequence[str], text: str) -> 
                 row = rows.loc[(metric, task, title)]
                 colour = BLUE if title == titles[-1] else "#8A8A8A"
                 axes.barh(y, row["difference"], color=colour, height=0.62)
+                below, above = row["difference"] - row["low"], row["high"] - row["difference"]
                 axes.errorbar(
                     row["difference"],
                     y,
-                    xerr=[[row["difference"] - row["low"]], [row["high"] - row["difference"]]],
+                    xerr=[[max(below, 0)], [max(above, 0)]],  # with few images it may lie outside its interval
                     color=INK,
                     linewidth=0.9,
                     capsize=2,
