@@ -142,7 +142,8 @@ def variants_figure(changed: pd.DataFrame, titles: Sequence[str], text: str) -> 
                 axes.errorbar(
                     row["difference"],
                     y,
-                    xerr=[[max(below, 0)], [max(above, 0)]],  # with few images it may lie outside its interval
+                    # with few images the value may lie outside its interval
+                    xerr=[[max(below, 0)], [max(above, 0)]],
                     color=INK,
                     linewidth=0.9,
                     capsize=2,
