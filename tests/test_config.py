@@ -342,3 +342,14 @@ def test_texts_that_would_take_for_ever_are_refused_at_once(tmp_path, text, mess
     with pytest.raises(ConfigError, match=f"params.yaml: {message}"):
         load_config("micro", path)
     assert time.monotonic() - start < 15
+
+
+def test_two_runs_that_reports_would_mix_are_refused(tmp_path):
+    text = (ROOT / "params.yaml").read_text(encoding="utf-8")
+    new = "  again: {<<: *sum, budget: medium, pseudo_labels: medium, theta: 0.7}\n"
+    path = tmp_path / "params.yaml"
+    path.write_text(text.replace("\n  sum-large:", f"\n{new}  sum-large:"), encoding="utf-8")
+    with pytest.raises(
+        ConfigError, match="again has the model, budget and seed of sum-medium.*another `model:`"
+    ):
+        load_config(path=path)

@@ -192,4 +192,12 @@ def read_runs(
             other = "with_labels" if run.unlabeled else "human_only"
             reader.fail(f"{named}.unlabeled is {str(run.unlabeled).lower()}; put it under {other}")
         _check_method(reader, run, named)
+    seen: dict[tuple, str] = {}
+    for name, run in runs.items():  # reports average over the seeds of a model
+        same = seen.setdefault((run.model, run.budget, run.seed), name)
+        if same != name:
+            reader.fail(
+                f"{where}.{name} has the model, budget and seed of {same}, and reports would mix the two; "
+                "give it another seed, or another `model:` to be shown by itself"
+            )
     return runs

@@ -29,6 +29,7 @@ from sumlib.data.registry import TASK_GROUPS, open_dataset
 from sumlib.finetune import finetune
 from sumlib.model.checkpoint import save_sum
 from sumlib.model.foundation import load_foundation, load_labeller
+from sumlib.pipeline.shown import copy_shown
 from sumlib.pseudo.store import add_uncertainty, generate
 from sumlib.refiner.measure import measure_refinement
 from sumlib.refiner.module import Refiner, refine, save_refiner
@@ -59,6 +60,7 @@ def build(folder: Path) -> None:
     for labeller in LABELLERS[1:]:  # "sum" is one of the models made above
         _labels(config, labeller, maps, artifacts)
     _results(config, artifacts / "evaluate", results / "metrics")
+    copy_shown(config.runs, artifacts / "evaluate", artifacts / "shown")
 
 
 def pseudo_labels(config: Config, folder: Path) -> Path:
