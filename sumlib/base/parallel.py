@@ -1,11 +1,6 @@
 """Worker processes of one thread each: on a CPU faster for small models than the threads of one process."""
 
-import ctypes
 import os
-import signal
-import sys
-import threading
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -13,6 +8,8 @@ from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor, distributed, multiprocessing
+
+from sumlib.base.lifetime import end_with_parent
 
 
 def processes() -> int:
@@ -101,23 +98,3 @@ def _start(work: Callable, parent: int) -> None:
     end_with_parent(parent)
     torch.set_num_threads(1)
     _Worker.work = staticmethod(work)
-
-
-def end_with_parent(parent: int | None = None) -> None:
-    """Have this process killed when its parent ends, however that ends; ``parent`` is its id, if it is known.
-
-    The kernel does so on Linux. Elsewhere a thread looks every second.
-    """
-    parent = os.getppid() if parent is None else parent
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-        if os.getppid() != parent:  # it ended before
-            os.kill(os.getpid(), signal.SIGKILL)
-    else:
-        threading.Thread(target=_watch, args=(parent,), daemon=True).start()
-
-
-def _watch(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(1)
-    os._exit(1)

@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sumlib.base.files import write_text
+from sumlib.base.lifetime import end_with_parent
 from sumlib.base.paths import ARTIFACTS, NOTEBOOKS, PARAMS, ROOT
 from sumlib.config.params import load_config
 from sumlib.config.schema import ConfigError
@@ -222,6 +223,8 @@ def main(arguments: list[str] | None = None) -> int:
     commands.choices["run"].add_argument("-p", nargs=2, action="append", default=[], metavar=("KEY", "VALUE"))
     commands.choices["run"].add_argument("--output", type=Path, required=True)
     options = parser.parse_args(arguments)
+    if "DVC_STAGE" in os.environ:  # a stage shall not go on without the pipeline that waits for it
+        end_with_parent()
     try:
         if options.command == "code":
             write_code()

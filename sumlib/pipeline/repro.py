@@ -23,7 +23,8 @@ import networkx
 from dvc.repo import Repo
 from tqdm import tqdm
 
-from sumlib.base.parallel import end_with_parent, processes
+from sumlib.base.lifetime import end_with_parent
+from sumlib.base.parallel import processes
 from sumlib.base.paths import ROOT
 
 
