@@ -14,7 +14,8 @@ from sumlib.base.paths import PARAMS, ROOT
 from sumlib.config.params import load_datasets
 from sumlib.config.schema import ConfigError
 from sumlib.data import REGISTRY, TASK_GROUPS, layouts
-from sumlib.data.registry import Layout, find_reader, open_dataset, read_registry, task_groups
+from sumlib.data.groups import task_groups
+from sumlib.data.registry import Layout, find_reader, open_dataset, read_registry
 from sumlib.data.tasks import TASKS, Task
 from sumlib.micro.export import write_dataset
 

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from sumlib.base.paths import ROOT
-from sumlib.data.registry import TASK_GROUPS
+from sumlib.data.groups import TASK_GROUPS
 from sumlib.report import results as report
 from sumlib.report import tables as printed
 from sumlib.report.intervals import (

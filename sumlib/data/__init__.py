@@ -7,6 +7,7 @@ __getattr__, __dir__, __all__ = face(
     {
         "dataset": ["BadSample", "Dataset", "Entry", "Sample"],
         "images": ["BadSampleError"],
-        "registry": ["REGISTRY", "TASK_GROUPS", "open_dataset"],
+        "groups": ["TASK_GROUPS"],
+        "registry": ["REGISTRY", "open_dataset"],
     },
 )

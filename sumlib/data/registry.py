@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from sumlib.base.paths import PARAMS
-from sumlib.config.params import DatasetConfig, load_datasets
+from sumlib.config.params import load_datasets
 from sumlib.data import layouts
 from sumlib.data.dataset import BadSample, Dataset, Entry, Sample
+from sumlib.data.groups import TASK_GROUPS
 from sumlib.data.images import BadSampleError
-from sumlib.data.tasks import TASKS, Task
+from sumlib.data.tasks import Task
 
 __all__ = [
     "REGISTRY",
@@ -98,17 +99,8 @@ def read_registry(path: Path = PARAMS, roles: Iterable[str] | None = None) -> di
     }
 
 
-def task_groups(datasets: Mapping[str, DatasetConfig]) -> dict[str, list[str]]:
-    """The test sets by group of the tables, in the order of the paper's groups and of the file."""
-    tests = {name: entry for name, entry in datasets.items() if entry.role == "test"}
-    groups = dict.fromkeys([*TASKS, *(entry.group for entry in tests.values() if entry.group)])
-    return {group: [name for name, entry in tests.items() if entry.group == group] for group in groups}
-
-
 REGISTRY = read_registry()
 """Data set name -> its layout."""
-TASK_GROUPS = task_groups(load_datasets())
-"""The 14 test sets, grouped as the paper does."""
 
 
 def open_dataset(name: str, root: Path, registry: Mapping[str, Layout] = REGISTRY) -> Dataset:

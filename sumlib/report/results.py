@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from sumlib.data.groups import TASK_GROUPS
 from sumlib.data.tasks import TASKS
 
 METRICS = {"mIoU": "iou", "mBIoU": "biou"}
@@ -34,8 +35,6 @@ _POINT = ["prompt", "setting", "rounds", "metric"]
 
 def dataset_order() -> dict[str, list[str]]:
     """The test sets of the registry by task group; the paper's 14 in its own order."""
-    from sumlib.data.registry import TASK_GROUPS  # here, because the readers of data sets load torch
-
     return {task: list(TASK_GROUPS[task]) for task in TASKS}
 
 
