@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from sumlib.config.params import load_config
-from sumlib.pipeline.shown import MODELS, copy_shown
+from sumlib.figures.shown import MODELS, copy_shown
 
 RUNS = load_config().runs
 

@@ -26,10 +26,10 @@ from sumlib.base.files import write_text
 from sumlib.config.params import Config, load_config
 from sumlib.config.runs import LABELLERS, RunConfig, label_name
 from sumlib.data.registry import TASK_GROUPS, open_dataset
+from sumlib.figures.shown import copy_shown
 from sumlib.finetune import finetune
 from sumlib.model.checkpoint import save_sum
 from sumlib.model.foundation import load_foundation, load_labeller
-from sumlib.pipeline.shown import copy_shown
 from sumlib.pseudo.store import add_uncertainty, generate
 from sumlib.refiner.measure import measure_refinement
 from sumlib.refiner.module import Refiner, refine, save_refiner

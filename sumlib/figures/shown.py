@@ -1,4 +1,4 @@
-"""The per-mask results that figures show: `python -m sumlib.pipeline.shown` copies them to artifacts/shown.
+"""The per-mask results that figures show: `python -m sumlib.figures.shown` copies them to artifacts/shown.
 
 Stage `figures` waits for that folder and not for the results of every run, so that a new run of a model that
 no figure shows leaves the figures alone.
