@@ -330,9 +330,15 @@ class Config:
             raise ConfigError(f"no run {name!r} in {PARAMS.name}; the nearest are: {', '.join(near)}")
         return self.runs[name]
 
+    def labeller(self, name: str) -> LabellerConfig:
+        """The labeller `name`; ConfigError with the nearest names if there is none."""
+        if name not in self.labellers:
+            near = nearest(name, list(self.labellers))
+            raise ConfigError(f"no labeller {name!r} in {PARAMS.name}; the nearest are: {near}")
+        return self.labellers[name]
+
     def with_backbone(self, backbone: str) -> "Config":
-        """The same with another foundation model: "vit_l", "vit_b"; "vit_h" (and the labellers "sam" and
-        "sum") is the one it has."""
+        """The same with another foundation model: "vit_l", "vit_b"; "vit_h" is the one it has."""
         return (
             replace(self, model=getattr(self.backbones, backbone)) if backbone in ("vit_l", "vit_b") else self
         )
@@ -437,6 +443,8 @@ def _check_names(reader: Reader, config: Config) -> None:
 
     for name, labeller in config.labellers.items():
         known(labeller.labeller, {name: labeller}, f"labellers.{name}.labeller")
+        if labeller.masks != (right := label_name("masks", name)):
+            reader.fail(f"labellers.{name}.masks is {shown(labeller.masks)}; allowed: {right}")
         if labeller.run:
             known(labeller.run, config.runs, f"labellers.{name}.run")
     for name, refiner in config.refiners.items():
