@@ -95,6 +95,16 @@ class DatasetConfig:
 
 
 @dataclass(frozen=True)
+class MaskNoiseConfig:
+    """HQ-SAM's noised masks: human masks as mask prompts, wrong near their outline."""
+
+    noise: NonNegative
+    """Standard deviation of the noise that is added to blurred masks, which are cut at one half."""
+    logit: Positive
+    """Logit of the mask prompt inside; outside it is minus that."""
+
+
+@dataclass(frozen=True)
 class RefineConfig:
     """Training of the mask-refinement module (docs/method.md section 3)."""
 
@@ -132,6 +142,8 @@ class RefineConfig:
     """Times that the held-out masks are refined in a training, besides the start."""
     held_out: Count
     """Masks at most that are refined then."""
+    mask_noise: MaskNoiseConfig
+    """Of the synthetic masks that take the place of SAM's in two of the variants."""
 
 
 @dataclass(frozen=True)
@@ -193,6 +205,24 @@ class U2plConfig:
 
 
 @dataclass(frozen=True)
+class AugSegConfig:
+    """AugSeg's strong view of an image: how far each change goes; pixels are normalised (method augseg)."""
+
+    probability: Fraction
+    """Of each of the four changes: light, colour, blur, noise."""
+    contrast: Fraction
+    """Light: all channels times 1 +- this at most."""
+    brightness: NonNegative
+    """Light: all channels plus or minus this at most."""
+    gain: Fraction
+    """Colour: each channel times 1 +- this at most."""
+    shift: NonNegative
+    """Colour: each channel plus or minus this at most."""
+    noise: NonNegative
+    """Largest standard deviation of the noise."""
+
+
+@dataclass(frozen=True)
 class FinetuneConfig:
     """Interactive fine-tuning, the same for every run (docs/method.md sections 4 and 5)."""
 
@@ -247,6 +277,14 @@ class FinetuneConfig:
     """Momentum of the teacher's weights (runs with a teacher)."""
     u2pl: U2plConfig
     """U2PL's own settings."""
+    augseg: AugSegConfig
+    """AugSeg's own settings."""
+    mask_noise: MaskNoiseConfig
+    """Of HQ-SAM's mask prompts (runs with `method: hq_sam`)."""
+    hq_points: Count
+    """Points of HQ-SAM's point prompts."""
+    box_jitter: Fraction
+    """Largest move of each side of a box prompt, as a share of the box's size."""
 
 
 @dataclass(frozen=True)

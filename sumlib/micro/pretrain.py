@@ -207,7 +207,7 @@ def interactive_loss(
     region = torch.where(background[:, None, None], empty, target & batch["exact"])
     region = torch.where(region.flatten(1).any(1)[:, None, None], region, target)
     points, _ = sample_point(region, generator=generator)
-    corners = Prompts.from_boxes(jittered_boxes(target, generator))
+    corners = Prompts.from_boxes(jittered_boxes(target, generator, 0.1))
     first = Prompts.where(boxed, corners, Prompts.from_points(points[:, None]))
     by_eye = torch.rand(n, generator=generator) < 0.5 if finish else torch.zeros(n, dtype=torch.bool)
     keep, rows, total = (~background).float(), torch.arange(n), 0.0
