@@ -306,6 +306,65 @@ class EvaluateConfig:
 
 
 @dataclass(frozen=True)
+class PretrainConfig:
+    """How a shipped foundation model of the micro world was made."""
+
+    type: Annotated[str, OneOf(("micro", "micro_l", "micro_b"))]
+    """Architecture, the key of the entry: `micro` is pre-trained, the others are distilled from it."""
+    scenes: Count
+    """Scenes that it is trained on."""
+    iterations: Count
+    """Optimiser steps before the finish."""
+    dense_only: Fraction
+    """Share of the iterations with the auxiliary heads, or the teacher's embeddings, alone."""
+    images: Count
+    """Per iteration, shared by the workers."""
+    prompts: Count
+    """Masks drawn from each image."""
+    workers: Count
+    """Data-parallel processes of one thread each; on two cores a quarter faster than two threads of one
+    process."""
+    rounds: tuple[Annotated[int, Range(1, 20)], ...]
+    """Interactive rounds of the iterations, in turn."""
+    late: Fraction
+    """Share of the iterations after which `late_rounds` and SAM's own loss are used."""
+    late_rounds: tuple[Annotated[int, Range(1, 20)], ...]
+    """Interactive rounds of those iterations, in turn."""
+    lr: Positive
+    """Peak learning rate of AdamW."""
+    finish: Whole
+    """Iterations afterwards with `finish_rounds` and clicks as people make them; the rate rises to
+    `finish_lr`."""
+    finish_rounds: tuple[Annotated[int, Range(1, 20)], ...]
+    """Interactive rounds of the finish, in turn."""
+    finish_lr: Positive
+    """Peak learning rate of the finish."""
+    weight_decay: NonNegative
+    """Weight decay of AdamW."""
+    box_jitter: Fraction
+    """Largest move of each side of a box prompt, as a share of the box's size."""
+    seed: Seed
+    """Seed of the generators."""
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps in all."""
+        return self.iterations + self.finish
+
+    def lr_at(self, step: int) -> float:
+        """Warm-ups at the start, at the first interactive round and at the finish; two cosines."""
+        if step >= self.iterations:
+            done = step - self.iterations
+            return (
+                self.finish_lr
+                * min(1.0, (done + 1) / 30)
+                * max(0.01, 0.5 * (1 + math.cos(math.pi * done / self.finish)))
+            )
+        warm = min(1.0, (step + 1) / 100, (abs(step - int(self.dense_only * self.iterations)) + 10) / 60)
+        return self.lr * warm * max(0.01, 0.5 * (1 + math.cos(math.pi * step / self.iterations)))
+
+
+@dataclass(frozen=True)
 class LabellerConfig:
     """Who makes pseudo-labels: the foundation model, one with another image encoder, or a fine-tuned run."""
 
@@ -348,6 +407,8 @@ class Config:
     """Every data set by name, those of all roles, in the order of the file."""
     labellers: dict[str, LabellerConfig]
     """Who makes pseudo-labels, by name."""
+    pretrain: dict[str, PretrainConfig]
+    """How the foundation models of the micro world were made, by architecture."""
     refiners: dict[str, RefinerConfig]
     """The refinement modules by name, which is also that of the pseudo-labels with their maps."""
 
@@ -406,7 +467,7 @@ class Config:
         ]
 
 
-OTHERS = ("profile", "runs", "datasets", "labellers", "refiners")
+OTHERS = ("profile", "runs", "datasets", "labellers", "refiners", "pretrain")
 SECTIONS = {name: hint for name, hint in get_type_hints(Config).items() if name not in OTHERS}
 """The sections that hold an entry for each profile, and their dataclasses."""
 RUN_SECTIONS = ("human_only", "with_labels")
@@ -428,6 +489,7 @@ def load_config(profile: str | None = None, path: Path = PARAMS) -> Config:
         datasets=_datasets(reader, params["datasets"]),
         labellers=_entries(reader, LabellerConfig, params["labellers"], "labellers"),
         refiners=refiners,
+        pretrain=_entries(reader, PretrainConfig, params["pretrain"], "pretrain"),
         **sections,
     )
     _check_names(reader, config)
@@ -479,6 +541,8 @@ def _check_names(reader: Reader, config: Config) -> None:
         if name not in names:
             reader.fail(f"{where} is {shown(name)}; the nearest are: {nearest(name, list(names))}")
 
+    for name, settings in config.pretrain.items():
+        known(settings.type, {name: settings}, f"pretrain.{name}.type")
     for name, labeller in config.labellers.items():
         known(labeller.labeller, {name: labeller}, f"labellers.{name}.labeller")
         if labeller.masks != (right := label_name("masks", name)):
