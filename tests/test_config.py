@@ -213,6 +213,7 @@ def test_unknown_run_names_the_nearest():
             "run: sum-meduim,",
             "labellers.sum.run is 'sum-meduim'; the nearest are: sum-medium",
         ),
+        ("masks: masks-sum", "masks: mine", "labellers.sum.masks is 'mine'; allowed: masks-sum"),
         ("medium-sum: {<<", "mine: {<<", "with_labels.sum-round2-medium.pseudo_labels is 'medium-sum'"),
         ("unlabeled: SA-1B", "unlabeled: SA-1", "data.paper.unlabeled is 'SA-1'; the nearest are: SA-1B"),
         ("task: salient}", "task: salent}", "datasets.train.HQSeg-44K.task is 'salent'; allowed: one of"),

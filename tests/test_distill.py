@@ -1,16 +1,19 @@
 """Smaller micro SAMs: what they inherit, what they learn, and the file they become."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from sumlib.config.params import load_config
 from sumlib.micro.distill import BLOCKS, Distillation, write
-from sumlib.micro.pretrain import FoundationConfig
 from sumlib.micro.scene_store import make_store
 from sumlib.model.checkpoint import load_sam, read_metadata
 from sumlib.train.loop import Checkpoint
 
-CONFIG = FoundationConfig(
-    type="micro_b",
+SHIPPED = load_config("smoke").pretrain
+CONFIG = replace(
+    SHIPPED["micro_b"],
     scenes=4,
     iterations=2,
     dense_only=1.0,
@@ -37,7 +40,7 @@ def store():
 
 @pytest.mark.parametrize("model_type", BLOCKS)
 def test_a_smaller_model_starts_from_some_of_the_larger_ones_blocks(model_type, teacher):
-    config = FoundationConfig(type=model_type, workers=1)
+    config = replace(SHIPPED[model_type], workers=1)
     small, large = Distillation(config, False, teacher=teacher).model.sam, teacher.state_dict()
     for name, value in small.state_dict().items():
         parts = name.split(".")

@@ -134,7 +134,7 @@ def hand_batch(target: torch.Tensor, certainty=None, backup=None) -> Batch:
 
 def test_half_of_the_first_prompts_are_boxes_the_others_points_inside():
     target = square(*[(4, 5, 11, 13)] * 400)
-    xy, codes = parts_of(first_prompt(hand_batch(target), None, rng()))
+    xy, codes = parts_of(first_prompt(hand_batch(target), None, rng(), 0.1))
     boxed = codes[:, 0] == 2
     assert (
         160 < boxed.sum() < 240
@@ -154,17 +154,20 @@ def test_half_of_the_first_prompts_are_boxes_the_others_points_inside():
 
 def test_jitter_goes_both_ways_and_stays_in_the_frame():
     target = square(*[(2, 3, 12, 8)] * 200, (0, 0, 15, 15))
-    moved = jittered_boxes(target, rng()) - mask_box(target)
+    moved = jittered_boxes(target, rng(), 0.1) - mask_box(target)
     assert (moved[:-1].min(0).values < -0.3).all() and (moved[:-1].max(0).values > 0.3).all()
     assert (moved[:-1].abs() <= torch.tensor([1.0, 0.5, 1.0, 0.5]) + 1e-6).all()
-    assert jittered_boxes(target, rng())[-1].min() >= 0 and jittered_boxes(target, rng())[-1].max() <= 15
+    assert (
+        jittered_boxes(target, rng(), 0.1)[-1].min() >= 0
+        and jittered_boxes(target, rng(), 0.1)[-1].max() <= 15
+    )
 
 
 def test_first_points_follow_certainty_and_fall_back_to_the_point_that_made_the_label():
     target = square(*[(4, 4, 9, 9)] * 200)
     certainty = torch.zeros(target.shape)
     certainty[:100, 6, 7] = 1.0  # one certain pixel; in the second half none
-    xy, codes = parts_of(first_prompt(hand_batch(target, certainty, [8.0, 5.0]), certainty, rng()))
+    xy, codes = parts_of(first_prompt(hand_batch(target, certainty, [8.0, 5.0]), certainty, rng(), 0.1))
     point = codes[:, 0] == 1
     assert xy[:100][point[:100], 0].unique(dim=0).tolist() == [[7.0, 6.0]]
     assert xy[100:][point[100:], 0].unique(dim=0).tolist() == [[8.0, 5.0]]
@@ -283,7 +286,7 @@ def one_graph(model, batch, run, config, generator) -> None:
     certainty = batch.certainty if run.uncertainty_loss else None
     weight = batch.certainty if run.uncertainty_sampling else None
     embedding, rows = model.encode(batch.pixels)[batch.image], torch.arange(len(batch.target))
-    xy, codes = parts_of(first_prompt(batch, weight, generator))
+    xy, codes = parts_of(first_prompt(batch, weight, generator, 0.1))
     total, shown = 0.0, None
     for number in range(config.rounds):
         tasks = (
@@ -694,7 +697,7 @@ def test_first_prompts_are_of_their_kind(kind, boxes):
         torch.full((60, 2), -1.0),
         torch.zeros(60, dtype=torch.long),
     )
-    xy, codes = parts_of(first_prompt(batch, None, rng(), kind))
+    xy, codes = parts_of(first_prompt(batch, None, rng(), 0.1, kind))
     boxed = codes[:, 0] == 2
     assert boxed.sum() == boxes if boxes is not None else 15 < boxed.sum() < 45
     x, y = xy[~boxed, 0].long().unbind(1)
@@ -704,7 +707,7 @@ def test_first_prompts_are_of_their_kind(kind, boxes):
 
 def test_an_unknown_kind_of_first_prompt_is_refused():
     with pytest.raises(ValueError, match="no kind of first prompt 'mixd'; the nearest are: mixed"):
-        first_prompt(hand_batch(square((2, 2, 9, 9))), None, rng(), "mixd")
+        first_prompt(hand_batch(square((2, 2, 9, 9))), None, rng(), 0.1, "mixd")
 
 
 def test_consistency_beside_pseudo_labels_shares_their_weight(whole, monkeypatch):

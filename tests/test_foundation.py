@@ -10,17 +10,19 @@ import torch
 from small import small_sum
 
 from sumlib.base.paths import SAMPLE
+from sumlib.config.params import load_config
 from sumlib.data.registry import open_dataset
 from sumlib.metrics import mask_iou
 from sumlib.micro.gate import coarse_examples, gate, stored_examples
-from sumlib.micro.pretrain import FoundationConfig, Pretraining, human_clicks, mask_loss, pretrain
+from sumlib.micro.pretrain import Pretraining, human_clicks, mask_loss, pretrain
 from sumlib.micro.scene_store import SMALLEST, Batches, make_store
 from sumlib.micro.world import SIZE, coarse
 from sumlib.sampler import first_click, next_click
 from sumlib.train.loop import Checkpoint
 
-CONFIG = FoundationConfig(
-    scenes=6, iterations=4, finish=1, dense_only=0.5, images=2, prompts=2, workers=1, seed=3
+SHIPPED = load_config("smoke").pretrain
+CONFIG = replace(
+    SHIPPED["micro"], scenes=6, iterations=4, finish=1, dense_only=0.5, images=2, prompts=2, workers=1, seed=3
 )
 
 
@@ -86,7 +88,7 @@ def test_the_late_loss_has_sams_focal_term():
 
 
 def test_the_learning_rate_falls_and_rises_once_more():
-    config = FoundationConfig()
+    config = SHIPPED["micro"]
     rate = [config.lr_at(step) for step in range(config.steps)]
     assert (
         max(rate) <= config.lr and rate[99] > 50 * rate[0] and rate[config.iterations - 1] < 0.02 * config.lr

@@ -137,7 +137,7 @@ def test_an_unknown_architecture_is_refused(tmp_path, name):
 def test_noised_masks_are_wrong_near_the_outline_only():
     target = torch.zeros(20, 32, 32, dtype=torch.bool)
     target[:, 8:24, 8:24] = True
-    found = noised_mask(target, 32, torch.Generator().manual_seed(0))
+    found = noised_mask(target, 32, CONFIG.mask_noise, torch.Generator().manual_seed(0))
     wrong = (found[:, 0] > 0) != target
     inner, outer = torch.zeros(32, 32, dtype=torch.bool), torch.ones(32, 32, dtype=torch.bool)
     inner[12:20, 12:20], outer[5:27, 5:27] = True, False

@@ -4,10 +4,13 @@ import torch
 from small import small_sum
 
 from sumlib.base.masks import mask_box
+from sumlib.config.params import load_config
 from sumlib.methods.augseg import strong_view
 from sumlib.methods.discrepancy import agreement
 from sumlib.methods.teacher import Teacher
 from sumlib.model.prompts import Prompts
+
+AUGSEG = load_config("smoke").finetune.augseg
 
 
 def rng(seed: int = 0) -> torch.Generator:
@@ -63,11 +66,11 @@ def test_a_saved_teacher_goes_on_where_it_was():
 
 def test_strong_view_changes_images_but_not_padding_and_not_always():
     images = pixels(40)
-    view = strong_view(images, rng())
+    view = strong_view(images, rng(), AUGSEG)
     changed = (view != images).flatten(1).any(1)
     assert not view[:, :, 24:].any() and 30 < changed.sum() < 40 and view.isfinite().all()
-    assert torch.equal(view, strong_view(images, rng())) and not torch.equal(
-        view, strong_view(images, rng(1))
+    assert torch.equal(view, strong_view(images, rng(), AUGSEG)) and not torch.equal(
+        view, strong_view(images, rng(1), AUGSEG)
     )
 
 

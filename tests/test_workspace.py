@@ -8,7 +8,6 @@ import pytest
 
 from sumlib.base.paths import ARTIFACTS, RESULTS
 from sumlib.config.params import load_config
-from sumlib.config.runs import LABELLERS, label_name
 from sumlib.pipeline.smoke import RUNS
 from sumlib.pipeline.workspace import open_workspace, prepared
 from sumlib.report.results import load_results
@@ -21,9 +20,8 @@ def test_other_profiles_work_in_the_repository():
 def test_the_world_holds_what_earlier_stages_leave():
     config = load_config("smoke")
     artifacts, results = open_workspace(config)
-    maps = [label_name(budget, "sam") for budget in config.data.human]
-    maps += [label_name("medium", labeller) for labeller in LABELLERS[1:]]
-    masks = [label_name("masks", labeller) for labeller in LABELLERS]
+    maps, masks = list(config.refiners), [labeller.masks for labeller in config.labellers.values()]
+    assert "medium-sum" in maps and "masks-vit_b" in masks
     assert {path.stem for path in (artifacts / "refine").iterdir()} == set(maps)
     assert {path.stem for path in (artifacts / "pseudo_label").glob("*.parquet")} == {*maps, *masks}
     assert {path.stem for path in (artifacts / "finetune").iterdir()} == set(RUNS)

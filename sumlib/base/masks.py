@@ -58,7 +58,7 @@ def mask_box(masks: Tensor) -> Tensor:
     return batched_mask_to_box(masks).float()  # (N, 4)
 
 
-def jittered_boxes(masks: Tensor, generator: torch.Generator, jitter: float = 0.1) -> Tensor:
+def jittered_boxes(masks: Tensor, generator: torch.Generator, jitter: float) -> Tensor:
     """Box prompts of masks (N, S, S) bool: (N, 4) XYXY, each side moved by up to ``jitter`` of the box's
     size, both ways.
     """

@@ -95,6 +95,16 @@ class DatasetConfig:
 
 
 @dataclass(frozen=True)
+class MaskNoiseConfig:
+    """HQ-SAM's noised masks: human masks as mask prompts, wrong near their outline."""
+
+    noise: NonNegative
+    """Standard deviation of the noise that is added to blurred masks, which are cut at one half."""
+    logit: Positive
+    """Logit of the mask prompt inside; outside it is minus that."""
+
+
+@dataclass(frozen=True)
 class RefineConfig:
     """Training of the mask-refinement module (docs/method.md section 3)."""
 
@@ -132,6 +142,8 @@ class RefineConfig:
     """Times that the held-out masks are refined in a training, besides the start."""
     held_out: Count
     """Masks at most that are refined then."""
+    mask_noise: MaskNoiseConfig
+    """Of the synthetic masks that take the place of SAM's in two of the variants."""
 
 
 @dataclass(frozen=True)
@@ -193,6 +205,24 @@ class U2plConfig:
 
 
 @dataclass(frozen=True)
+class AugSegConfig:
+    """AugSeg's strong view of an image: how far each change goes; pixels are normalised (method augseg)."""
+
+    probability: Fraction
+    """Of each of the four changes: light, colour, blur, noise."""
+    contrast: Fraction
+    """Light: all channels times 1 +- this at most."""
+    brightness: NonNegative
+    """Light: all channels plus or minus this at most."""
+    gain: Fraction
+    """Colour: each channel times 1 +- this at most."""
+    shift: NonNegative
+    """Colour: each channel plus or minus this at most."""
+    noise: NonNegative
+    """Largest standard deviation of the noise."""
+
+
+@dataclass(frozen=True)
 class FinetuneConfig:
     """Interactive fine-tuning, the same for every run (docs/method.md sections 4 and 5)."""
 
@@ -247,6 +277,14 @@ class FinetuneConfig:
     """Momentum of the teacher's weights (runs with a teacher)."""
     u2pl: U2plConfig
     """U2PL's own settings."""
+    augseg: AugSegConfig
+    """AugSeg's own settings."""
+    mask_noise: MaskNoiseConfig
+    """Of HQ-SAM's mask prompts (runs with `method: hq_sam`)."""
+    hq_points: Count
+    """Points of HQ-SAM's point prompts."""
+    box_jitter: Fraction
+    """Largest move of each side of a box prompt, as a share of the box's size."""
 
 
 @dataclass(frozen=True)
@@ -265,6 +303,65 @@ class EvaluateConfig:
     """Only the first images of each test set; null: all."""
     workers: Count
     """Processes that share the test sets on a CPU, at most."""
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """How a shipped foundation model of the micro world was made."""
+
+    type: Annotated[str, OneOf(("micro", "micro_l", "micro_b"))]
+    """Architecture, the key of the entry: `micro` is pre-trained, the others are distilled from it."""
+    scenes: Count
+    """Scenes that it is trained on."""
+    iterations: Count
+    """Optimiser steps before the finish."""
+    dense_only: Fraction
+    """Share of the iterations with the auxiliary heads, or the teacher's embeddings, alone."""
+    images: Count
+    """Per iteration, shared by the workers."""
+    prompts: Count
+    """Masks drawn from each image."""
+    workers: Count
+    """Data-parallel processes of one thread each; on two cores a quarter faster than two threads of one
+    process."""
+    rounds: tuple[Annotated[int, Range(1, 20)], ...]
+    """Interactive rounds of the iterations, in turn."""
+    late: Fraction
+    """Share of the iterations after which `late_rounds` and SAM's own loss are used."""
+    late_rounds: tuple[Annotated[int, Range(1, 20)], ...]
+    """Interactive rounds of those iterations, in turn."""
+    lr: Positive
+    """Peak learning rate of AdamW."""
+    finish: Whole
+    """Iterations afterwards with `finish_rounds` and clicks as people make them; the rate rises to
+    `finish_lr`."""
+    finish_rounds: tuple[Annotated[int, Range(1, 20)], ...]
+    """Interactive rounds of the finish, in turn."""
+    finish_lr: Positive
+    """Peak learning rate of the finish."""
+    weight_decay: NonNegative
+    """Weight decay of AdamW."""
+    box_jitter: Fraction
+    """Largest move of each side of a box prompt, as a share of the box's size."""
+    seed: Seed
+    """Seed of the generators."""
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps in all."""
+        return self.iterations + self.finish
+
+    def lr_at(self, step: int) -> float:
+        """Warm-ups at the start, at the first interactive round and at the finish; two cosines."""
+        if step >= self.iterations:
+            done = step - self.iterations
+            return (
+                self.finish_lr
+                * min(1.0, (done + 1) / 30)
+                * max(0.01, 0.5 * (1 + math.cos(math.pi * done / self.finish)))
+            )
+        warm = min(1.0, (step + 1) / 100, (abs(step - int(self.dense_only * self.iterations)) + 10) / 60)
+        return self.lr * warm * max(0.01, 0.5 * (1 + math.cos(math.pi * step / self.iterations)))
 
 
 @dataclass(frozen=True)
@@ -310,6 +407,8 @@ class Config:
     """Every data set by name, those of all roles, in the order of the file."""
     labellers: dict[str, LabellerConfig]
     """Who makes pseudo-labels, by name."""
+    pretrain: dict[str, PretrainConfig]
+    """How the foundation models of the micro world were made, by architecture."""
     refiners: dict[str, RefinerConfig]
     """The refinement modules by name, which is also that of the pseudo-labels with their maps."""
 
@@ -330,9 +429,15 @@ class Config:
             raise ConfigError(f"no run {name!r} in {PARAMS.name}; the nearest are: {', '.join(near)}")
         return self.runs[name]
 
+    def labeller(self, name: str) -> LabellerConfig:
+        """The labeller `name`; ConfigError with the nearest names if there is none."""
+        if name not in self.labellers:
+            near = nearest(name, list(self.labellers))
+            raise ConfigError(f"no labeller {name!r} in {PARAMS.name}; the nearest are: {near}")
+        return self.labellers[name]
+
     def with_backbone(self, backbone: str) -> "Config":
-        """The same with another foundation model: "vit_l", "vit_b"; "vit_h" (and the labellers "sam" and
-        "sum") is the one it has."""
+        """The same with another foundation model: "vit_l", "vit_b"; "vit_h" is the one it has."""
         return (
             replace(self, model=getattr(self.backbones, backbone)) if backbone in ("vit_l", "vit_b") else self
         )
@@ -362,7 +467,7 @@ class Config:
         ]
 
 
-OTHERS = ("profile", "runs", "datasets", "labellers", "refiners")
+OTHERS = ("profile", "runs", "datasets", "labellers", "refiners", "pretrain")
 SECTIONS = {name: hint for name, hint in get_type_hints(Config).items() if name not in OTHERS}
 """The sections that hold an entry for each profile, and their dataclasses."""
 RUN_SECTIONS = ("human_only", "with_labels")
@@ -384,6 +489,7 @@ def load_config(profile: str | None = None, path: Path = PARAMS) -> Config:
         datasets=_datasets(reader, params["datasets"]),
         labellers=_entries(reader, LabellerConfig, params["labellers"], "labellers"),
         refiners=refiners,
+        pretrain=_entries(reader, PretrainConfig, params["pretrain"], "pretrain"),
         **sections,
     )
     _check_names(reader, config)
@@ -435,8 +541,12 @@ def _check_names(reader: Reader, config: Config) -> None:
         if name not in names:
             reader.fail(f"{where} is {shown(name)}; the nearest are: {nearest(name, list(names))}")
 
+    for name, settings in config.pretrain.items():
+        known(settings.type, {name: settings}, f"pretrain.{name}.type")
     for name, labeller in config.labellers.items():
         known(labeller.labeller, {name: labeller}, f"labellers.{name}.labeller")
+        if labeller.masks != (right := label_name("masks", name)):
+            reader.fail(f"labellers.{name}.masks is {shown(labeller.masks)}; allowed: {right}")
         if labeller.run:
             known(labeller.run, config.runs, f"labellers.{name}.run")
     for name, refiner in config.refiners.items():

@@ -12,8 +12,6 @@ from sumlib.config.schema import Fraction, NonNegative, OneOf, Reader, Seed
 
 Budget = Annotated[str, OneOf(("small", "medium", "large"))]
 Backbone = Annotated[str, OneOf(("vit_h", "vit_l", "vit_b"))]
-LABELLERS = ("sam", "vit_l", "vit_b", "sum")
-"""Who makes pseudo-labels and maps: SAM, SAM with another backbone, or SUM at FT-Medium (self-training)."""
 TRAIN_SETS = {"none": "none", "small": "FT-Small", "medium": "FT-Medium", "large": "FT-Large"}
 SUM = "sum"
 """The method of SUM itself, of its ablations and of its baselines."""

@@ -119,7 +119,9 @@ class Reader:
                 else self.value(next(a for a in args if a is not NoneType), value, where)
             )
         if origin is tuple:
-            if not isinstance(value, list) or not value or len(set(map(str, value))) < len(value):
+            # names must differ, numbers may be repeated
+            names = [item for item in value if isinstance(item, str)] if isinstance(value, list) else []
+            if not isinstance(value, list) or not value or len(set(names)) < len(names):
                 self.fail(f"{where} is {shown(value)}; allowed: a list of different values, not empty")
             return tuple(self.value(args[0], item, f"{where}[{index}]") for index, item in enumerate(value))
         if origin is dict:

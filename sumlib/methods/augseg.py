@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from sumlib.config.params import AugSegConfig
 from sumlib.methods.teacher import Teacher
 from sumlib.model.sum import Sum
 from sumlib.train.batches import Batch
@@ -43,11 +44,11 @@ class AugSeg(Method):
         """The teacher answers on the images as they are, the student learns its masks on a strong view."""
         several = self.run.consistency == "mixed-multi"
         kind = "mixed" if several else self.run.consistency
-        first = first_prompt(batch, None, generator, kind)
+        first = first_prompt(batch, None, generator, self.config.box_jitter, kind)
         target = self.companion.predict(batch.pixels, batch.image, first, self.config.bf16)
         lesson = replace(
             batch,
-            pixels=strong_view(batch.pixels, generator),
+            pixels=strong_view(batch.pixels, generator, self.config.augseg),
             target=target,
             certainty=torch.ones_like(batch.certainty),
         )
@@ -57,21 +58,24 @@ class AugSeg(Method):
         )
 
 
-def strong_view(pixels: Tensor, generator: torch.Generator) -> Tensor:
+def strong_view(pixels: Tensor, generator: torch.Generator, config: AugSegConfig) -> Tensor:
     """Normalised, padded images (B, 3, S, S) with other light, colours, sharpness and noise; padding stays.
 
-    Intensity-based changes only, each with probability 1/2, as AugSeg draws a random number of them.
+    Intensity-based changes only, each with a probability, as AugSeg draws a random number of them.
     """
     b, device = len(pixels), pixels.device
     draw = lambda *shape: torch.rand(*shape, generator=generator).to(device)
     padding = (pixels == 0).all(1, keepdim=True)
-    does = draw(4, b, 1, 1, 1) < 0.5
-    contrast, brightness = 0.5 + draw(b, 1, 1, 1), draw(b, 1, 1, 1) - 0.5
+    does = draw(4, b, 1, 1, 1) < config.probability
+    contrast = 1 - config.contrast + 2 * config.contrast * draw(b, 1, 1, 1)
+    brightness = 2 * config.brightness * (draw(b, 1, 1, 1) - 0.5)
     view = torch.where(does[0], pixels * contrast + brightness, pixels)
-    view = torch.where(does[1], view * (0.7 + 0.6 * draw(b, 3, 1, 1)) + 0.4 * (draw(b, 3, 1, 1) - 0.5), view)
+    gain = 1 - config.gain + 2 * config.gain * draw(b, 3, 1, 1)
+    shift = 2 * config.shift * (draw(b, 3, 1, 1) - 0.5)
+    view = torch.where(does[1], view * gain + shift, view)
     view = torch.where(does[2], F.avg_pool2d(F.pad(view, (1, 1, 1, 1), mode="replicate"), 3, stride=1), view)
     noise = torch.randn(pixels.shape, generator=generator).to(device)
-    view = torch.where(does[3], view + 0.2 * draw(b, 1, 1, 1) * noise, view)
+    view = torch.where(does[3], view + config.noise * draw(b, 1, 1, 1) * noise, view)
     return view.masked_fill(padding, 0.0)
 
 

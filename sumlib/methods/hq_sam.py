@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sumlib.base.masks import jittered_boxes
+from sumlib.config.params import FinetuneConfig, MaskNoiseConfig
 from sumlib.model.fast_decoder import ExactMaskDecoder
 from sumlib.model.prompts import Prompts
 from sumlib.model.sum import NUM_TASKS, Sum
@@ -157,7 +158,7 @@ class HqSam(Method):
     ) -> dict[str, float]:
         """One round; the frozen IoU head is not trained."""
         weight = batch.certainty if self.run.uncertainty_sampling else None
-        first, mask_input = random_prompt(batch, weight, model, generator)
+        first, mask_input = random_prompt(batch, weight, model, self.config, generator)
         return interactive_step(
             model,
             batch,
@@ -172,7 +173,7 @@ class HqSam(Method):
 
 
 def random_prompt(
-    batch: Batch, weight: Tensor | None, model: Sum, generator: torch.Generator
+    batch: Batch, weight: Tensor | None, model: Sum, config: FinetuneConfig, generator: torch.Generator
 ) -> tuple[Prompts, Tensor | None]:
     """Prompts of one of `PROMPTS`, and for "noised mask" mask prompts (N, 1, 4h, 4w).
 
@@ -180,17 +181,17 @@ def random_prompt(
     """
     kind = PROMPTS[int(torch.randint(len(PROMPTS), (), generator=generator))]
     if kind == "points":
-        draws = [sample_point(batch.target, weight, generator=generator) for _ in range(10)]
+        draws = [sample_point(batch.target, weight, generator=generator) for _ in range(config.hq_points)]
         points = [
             torch.where((found | ~batch.pseudo)[:, None], point.float(), batch.backup)
             for point, found in draws
         ]
         return Prompts.from_points(torch.stack(points, 1)), None
     if kind == "box":
-        return Prompts.from_boxes(jittered_boxes(batch.target, generator)), None
+        return Prompts.from_boxes(jittered_boxes(batch.target, generator, config.box_jitter)), None
     grid = model.sam.prompt_encoder.mask_input_size[0]
     nothing = Prompts.nothing(len(batch.target), batch.target.device)
-    return nothing, noised_mask(batch.target, grid, generator)
+    return nothing, noised_mask(batch.target, grid, config.mask_noise, generator)
 
 
 def hq_parameters(head: HqHead, task_prompt: bool) -> list[nn.Parameter]:
@@ -198,15 +199,15 @@ def hq_parameters(head: HqHead, task_prompt: bool) -> list[nn.Parameter]:
     return [p for name, p in head.named_parameters() if task_prompt or not name.startswith("task_")]
 
 
-def noised_mask(target: Tensor, size: int, generator: torch.Generator) -> Tensor:
-    """Mask prompts (N, 1, size, size), logits of +-4: targets with some pixels near their outline flipped.
+def noised_mask(target: Tensor, size: int, config: MaskNoiseConfig, generator: torch.Generator) -> Tensor:
+    """Mask prompts (N, 1, size, size), positive inside: targets with some pixels near their outline flipped.
 
     ``target`` (N, S, S) bool.
     """
     low = F.interpolate(target[:, None].float(), (size, size), mode="area")
     soft = F.avg_pool2d(F.pad(low, (2, 2, 2, 2), mode="replicate"), 5, stride=1)
     noise = torch.randn(soft.shape, generator=generator).to(soft.device)
-    return torch.where(soft + 0.25 * noise > 0.5, 4.0, -4.0)
+    return torch.where(soft + config.noise * noise > 0.5, config.logit, -config.logit)
 
 
 METHOD = HqSam

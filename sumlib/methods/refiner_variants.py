@@ -79,7 +79,7 @@ def synthetic_pairs(
     inside: Tensor | None = None,
 ) -> Pairs:
     """`make_pairs` with the human mask distorted (`noised_mask`) instead of SAM's; empty ones are dropped."""
-    low = noised_mask(target, model.sam.prompt_encoder.mask_input_size[0], generator)
+    low = noised_mask(target, model.sam.prompt_encoder.mask_input_size[0], config.mask_noise, generator)
     full = resized(low, target.shape[-2:])
     masks = full[:, 0] > 0 if inside is None else (full[:, 0] > 0) & inside
     points, _ = sample_point(target, generator=generator)

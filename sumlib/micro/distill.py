@@ -4,7 +4,7 @@ They are the stand-ins for ViT-L and ViT-B; the micro SAM stands for ViT-H.
 
 As in MobileSAM a smaller image encoder first learns to give the larger one's embeddings. It starts from some
 of the larger one's blocks, prompt encoder and mask decoder from all of them; then everything is trained on
-masks for a while, as at the end of the pre-training.
+masks for a while, as at the end of the pre-training. The numbers stand in section `pretrain` of params.yaml.
 
     python -m sumlib.micro.distill --type micro_b --teacher sample/foundation/sam.safetensors --out
     artifacts/backbones/micro_b     # resumable
@@ -20,15 +20,14 @@ from segment_anything.modeling import Sam
 from torch import Tensor
 from torch.nn import functional as F
 
+from sumlib.config.params import PretrainConfig, load_config
 from sumlib.micro.gate import normalise
-from sumlib.micro.pretrain import FoundationConfig, Pretraining, pretrain
+from sumlib.micro.pretrain import Pretraining, pretrain
 from sumlib.model.checkpoint import load_sam, save_sam
 from sumlib.model.sum import Sum
 
 BLOCKS = {"micro_l": (0, 1, 4, 5), "micro_b": (0, 5)}
 """The larger encoder's blocks that a smaller one starts from; windowed and global ones in turn."""
-CONFIG = {"scenes": 8000, "iterations": 800, "dense_only": 1.0, "lr": 8e-4, "finish": 200}
-"""Matches embeddings for the iterations, then trains on masks too."""
 
 
 class Distillation(Pretraining):
@@ -36,7 +35,7 @@ class Distillation(Pretraining):
 
     module = "sumlib.micro.distill"
 
-    def __init__(self, config: FoundationConfig, bf16: bool = True, *, teacher: Sam):
+    def __init__(self, config: PretrainConfig, bf16: bool = True, *, teacher: Sam):
         super().__init__(config, bf16)
         self.teacher = Sum(teacher).eval().requires_grad_(False)
         inherit(self.model.sam, teacher, BLOCKS[config.type])
@@ -62,7 +61,7 @@ def inherit(small: Sam, large: Sam, blocks: tuple[int, ...]) -> None:
     small.load_state_dict(state)
 
 
-def write(path: Path, sam: Sam, config: FoundationConfig) -> None:
+def write(path: Path, sam: Sam, config: PretrainConfig) -> None:
     """Write a distilled model in half precision: exact enough to start from, half as large in git."""
     save_sam(
         path,
@@ -77,7 +76,7 @@ if __name__ == "__main__":
     parser.add_argument("--teacher", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
-    settings = FoundationConfig(type=arguments.type, **CONFIG)
+    settings = load_config().pretrain[arguments.type]
     trained = pretrain(
         settings, arguments.out, kind=partial(Distillation, teacher=load_sam("micro", arguments.teacher))
     )

@@ -14,10 +14,9 @@ go).
 import argparse
 import hashlib
 import json
-import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -30,6 +29,7 @@ from torch.nn import functional as F
 from sumlib.base.code import code_hash
 from sumlib.base.device import seeded
 from sumlib.base.masks import jittered_boxes
+from sumlib.config.params import PretrainConfig, load_config
 from sumlib.losses import focal_loss
 from sumlib.micro.gate import gate, normalise, stored_examples
 from sumlib.micro.scene_store import Batches, Store, make_store
@@ -40,51 +40,6 @@ from sumlib.model.rounds import Round, interactive_rounds
 from sumlib.model.sum import Sum
 from sumlib.sampler import next_click, sample_point
 from sumlib.train import loop
-
-
-@dataclass(frozen=True)
-class FoundationConfig:
-    """How the shipped checkpoint was made."""
-
-    type: str = "micro"
-    """Architecture, one of the micro ones of `sumlib.model.micro_sam.MICRO_DEPTHS`."""
-    scenes: int = 20000
-    iterations: int = 2400
-    dense_only: float = 0.15
-    """Share of the iterations with the auxiliary heads alone."""
-    images: int = 16
-    """Per iteration, shared by the workers."""
-    prompts: int = 5
-    workers: int = 2
-    """Data-parallel processes of one thread each; a quarter faster here than two threads of one process."""
-    rounds: tuple[int, ...] = (2, 3, 3, 3, 6)
-    """Interactive rounds of the iterations, in turn."""
-    late: float = 0.67
-    """Share of the iterations after which `late_rounds` and SAM's own loss (`mask_loss`) are used."""
-    late_rounds: tuple[int, ...] = (3, 6, 6)
-    lr: float = 1.2e-3
-    finish: int = 500
-    """Iterations afterwards with `finish_rounds` and `human_clicks`; the rate rises to `finish_lr`."""
-    finish_rounds: tuple[int, ...] = (4, 7)
-    finish_lr: float = 4e-4
-    weight_decay: float = 0.05
-    seed: int = 0
-
-    @property
-    def steps(self) -> int:
-        return self.iterations + self.finish
-
-    def lr_at(self, step: int) -> float:
-        """Warm-ups at the start, at the first interactive round and at the finish; two cosines."""
-        if step >= self.iterations:
-            done = step - self.iterations
-            return (
-                self.finish_lr
-                * min(1.0, (done + 1) / 30)
-                * max(0.01, 0.5 * (1 + math.cos(math.pi * done / self.finish)))
-            )
-        warm = min(1.0, (step + 1) / 100, (abs(step - int(self.dense_only * self.iterations)) + 10) / 60)
-        return self.lr * warm * max(0.01, 0.5 * (1 + math.cos(math.pi * step / self.iterations)))
 
 
 class DenseHeads(nn.Module):
@@ -188,6 +143,7 @@ def interactive_loss(
     rounds: int,
     generator: torch.Generator,
     bf16: bool,
+    jitter: float,
     late: bool = False,
     finish: bool = False,
 ) -> float:
@@ -195,7 +151,8 @@ def interactive_loss(
 
     ``embedding`` (B, C, h, w) is a leaf that requires a gradient. Returns the mean loss of a round.
 
-    ``late`` has SAM's focal term (`mask_loss`), ``finish`` the `human_clicks`.
+    ``jitter`` is that of `jittered_boxes`. ``late`` has SAM's focal term (`mask_loss`), ``finish`` the
+    `human_clicks`.
     """
     where, target = batch["image"], batch["all"][batch["image"], batch["mask"]]  # (N, H, W)
     n, flat = len(target), target.flatten(1)
@@ -207,7 +164,7 @@ def interactive_loss(
     region = torch.where(background[:, None, None], empty, target & batch["exact"])
     region = torch.where(region.flatten(1).any(1)[:, None, None], region, target)
     points, _ = sample_point(region, generator=generator)
-    corners = Prompts.from_boxes(jittered_boxes(target, generator))
+    corners = Prompts.from_boxes(jittered_boxes(target, generator, jitter))
     first = Prompts.where(boxed, corners, Prompts.from_points(points[:, None]))
     by_eye = torch.rand(n, generator=generator) < 0.5 if finish else torch.zeros(n, dtype=torch.bool)
     keep, rows, total = (~background).float(), torch.arange(n), 0.0
@@ -255,7 +212,7 @@ class Pretraining(loop.Check):
     module = "sumlib.micro.pretrain"
     """Where the class is, also when that module is run as a program."""
 
-    def __init__(self, config: FoundationConfig, bf16: bool = True):
+    def __init__(self, config: PretrainConfig, bf16: bool = True):
         with seeded(config.seed):  # segment-anything's modules draw their start from the global generator
             self.model = Sum(build_sam_micro(depth=MICRO_DEPTHS[config.type]))
             self.heads = DenseHeads(self.model.sam.prompt_encoder.embed_dim)
@@ -318,7 +275,15 @@ class Pretraining(loop.Check):
             late, finish = number >= c.late * c.iterations, number >= c.iterations
             turns = c.finish_rounds if finish else c.late_rounds if late else c.rounds
             value = interactive_loss(
-                self.model, leaf, batch, turns[number % len(turns)], generator, self.bf16, late, finish
+                self.model,
+                leaf,
+                batch,
+                turns[number % len(turns)],
+                generator,
+                self.bf16,
+                c.box_jitter,
+                late,
+                finish,
             )
         embedding.backward(leaf.grad)
         for (
@@ -343,9 +308,9 @@ class Pretraining(loop.Check):
 
 
 class Rates(loop.Schedule):
-    """The learning rates themselves of a `FoundationConfig`, for an optimiser whose own rate is 1."""
+    """The learning rates themselves of a `PretrainConfig`, for an optimiser whose own rate is 1."""
 
-    def __init__(self, config: FoundationConfig):
+    def __init__(self, config: PretrainConfig):
         super().__init__(config.steps)
         self.__dict__["rate"] = config.lr_at  # frozen
 
@@ -354,7 +319,7 @@ class Rates(loop.Schedule):
 
 
 def pretrain(
-    config: FoundationConfig,
+    config: PretrainConfig,
     out: Path,
     *,
     bf16: bool = True,
@@ -389,9 +354,11 @@ def _weights(model: nn.Module) -> str:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--iterations", type=int, default=FoundationConfig.iterations)
+    parser.add_argument("--iterations", type=int, help="default: pretrain.micro.iterations of params.yaml")
     arguments = parser.parse_args()
-    settings = FoundationConfig(iterations=arguments.iterations)
+    settings = load_config().pretrain["micro"]
+    if arguments.iterations is not None:
+        settings = replace(settings, iterations=arguments.iterations)
     trained = pretrain(settings, arguments.out)
     save_sam(
         arguments.out / "sam.safetensors",

@@ -85,8 +85,9 @@ def is_micro_world(root: Path) -> bool:
 
 
 def _models(config: Config) -> dict[str, ModelConfig]:
-    """The foundation models that the profile's runs start from."""
-    used = {"vit_h"} | {run.backbone for run in config.runs.values()}
+    """The foundation models that the profile's runs start from, or that make pseudo-labels."""
+    starts = [*config.runs.values(), *config.labellers.values()]
+    used = {"vit_h"} | {start.backbone for start in starts}
     return {name: config.with_backbone(name).model for name in ("vit_h", "vit_l", "vit_b") if name in used}
 
 

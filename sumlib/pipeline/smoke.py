@@ -24,7 +24,7 @@ from torch.utils.data import ConcatDataset
 from sumlib.base.device import seeded
 from sumlib.base.files import write_text
 from sumlib.config.params import Config, load_config
-from sumlib.config.runs import LABELLERS, RunConfig, label_name
+from sumlib.config.runs import RunConfig
 from sumlib.data.registry import TASK_GROUPS, open_dataset
 from sumlib.figures.shown import copy_shown
 from sumlib.finetune import finetune
@@ -54,10 +54,13 @@ def build(folder: Path) -> None:
     config = load_config("smoke")
     artifacts, results = Path(folder) / "artifacts", Path(folder) / "results"
     maps = _refiners(config, artifacts / "refine", results / "metrics")
-    _labels(config, "sam", maps, artifacts)
-    for name in RUNS:
+    tuned = {name: labeller.run for name, labeller in config.labellers.items() if labeller.run}
+    for labeller in config.labellers:
+        if labeller not in tuned:
+            _labels(config, labeller, maps, artifacts)
+    for name in dict.fromkeys((*RUNS, *tuned.values())):
         _tuned(config, config.run(name), artifacts)
-    for labeller in LABELLERS[1:]:  # "sum" is one of the models made above
+    for labeller in tuned:  # with the models made just now
         _labels(config, labeller, maps, artifacts)
     _results(config, artifacts / "evaluate", results / "metrics")
     copy_shown(config.runs, artifacts / "evaluate", artifacts / "shown")
@@ -115,15 +118,15 @@ def _refiners(config: Config, folder: Path, metrics: Path) -> dict[str, tuple[st
         for row in log.to_dict("records")
     ]
     modules = {}
-    for labeller in LABELLERS:
-        own = labeller.startswith("vit_")  # has an image encoder of its own
-        module = Refiner.of(load_foundation(config, labeller)) if own else trained
-        for budget in config.data.human if labeller == "sam" else ("medium",):
-            name = label_name(budget, labeller)
-            save_refiner(folder / f"{name}.safetensors", module, {"budget": budget, "labeller": labeller})
-            head = {"budget": budget, "labeller": labeller, "means": means, "training": training}
-            write_text(metrics / f"refine-{name}.json", json.dumps(head | measured) + "\n")
-            modules[name] = (labeller, module)
+    for name, refiner in config.refiners.items():
+        labeller = config.labeller(refiner.labeller)
+        backbone = config.run(labeller.run).backbone if labeller.run else labeller.backbone
+        module = trained if backbone == "vit_h" else Refiner.of(load_foundation(config, backbone))
+        who = {"budget": refiner.budget, "labeller": refiner.labeller}
+        save_refiner(folder / f"{name}.safetensors", module, who)
+        head = who | {"means": means, "training": training}
+        write_text(metrics / f"refine-{name}.json", json.dumps(head | measured) + "\n")
+        modules[name] = (refiner.labeller, module)
     return modules
 
 
@@ -131,7 +134,7 @@ def _labels(config: Config, labeller: str, modules: dict[str, tuple[str, Refiner
     """Write the masks of one labeller, and these masks with the maps of each of its refinement modules."""
     model, folder = load_labeller(config, labeller, artifacts), artifacts / "pseudo_label"
     images = open_dataset(config.data.unlabeled, config.data_root)
-    masks = folder / f"{label_name('masks', labeller)}.parquet"
+    masks = folder / f"{config.labeller(labeller).masks}.parquet"
     generate(model, images[: config.pseudo_label.limit_images], config.pseudo_label, masks, progress=False)
     for name, (owner, module) in modules.items():
         if owner == labeller:

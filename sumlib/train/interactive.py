@@ -25,9 +25,9 @@ Term = Callable[[Tensor, Batch, torch.Generator, float], None]
 
 
 def first_prompt(
-    batch: Batch, weight: Tensor | None, generator: torch.Generator, kind: str = "mixed"
+    batch: Batch, weight: Tensor | None, generator: torch.Generator, jitter: float, kind: str = "mixed"
 ) -> Prompts:
-    """Prompts of round 1, a box or a point for each mask.
+    """Prompts of round 1, a box (`jittered_boxes`) or a point for each mask.
 
     ``kind`` "mixed": a box or a random positive point, 50/50 (docs/method.md §5); "box"; "uniform-point": a
     point anywhere in the image. Raises ValueError for another kind.
@@ -41,7 +41,7 @@ def first_prompt(
     region = inside[batch.image] if kind == "uniform-point" else batch.target
     point, found = sample_point(region, weight, generator=generator)
     point = torch.where((found | ~batch.pseudo)[:, None], point.float(), batch.backup)
-    boxes = Prompts.from_boxes(jittered_boxes(batch.target, generator))
+    boxes = Prompts.from_boxes(jittered_boxes(batch.target, generator, jitter))
     return Prompts.where(boxed, boxes, Prompts.from_points(point[:, None]))
 
 
@@ -127,7 +127,7 @@ def interactive_step(
             return turn.prompts
         return turn.prompts.add(*next_prompt(batch, turn.mask, weight, generator))
 
-    first = first or first_prompt(batch, weight, generator)
+    first = first or first_prompt(batch, weight, generator, config.box_jitter)
     for turn in interactive_rounds(decode, first, rounds, next_prompts, mask_inputs=mask_input):
         logits = resized(turn.logits, (size, size))
         by_output = mask_losses(logits, batch, certainty, config)  # (N, K)
