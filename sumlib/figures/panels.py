@@ -27,7 +27,7 @@ def sum_panel(rows: Sequence[Mapping]) -> Figure:
     1], "sam_iou" and "sum_iou" in [0, 1]; optional "point" (x, y) in pixels and "name" (str). Masks are drawn
     over the greyed image, their IoU stands below them. Raises ValueError where sizes differ.
     """
-    figure = new_figure(8.6, 1.78 * len(rows) + 0.35)
+    figure = new_figure(8.6, 1.78 * len(rows) + 0.6)
     grid = figure.subplots(len(rows), len(TITLES), squeeze=False)
     for axes, title in zip(grid[0], TITLES.values()):
         axes.set_title(title, fontweight="bold", pad=4)
@@ -40,8 +40,7 @@ def sum_panel(rows: Sequence[Mapping]) -> Figure:
         if "point" in row:
             dot(line[0], *row["point"])
         line[0].set_ylabel(row.get("name", ""), fontsize=7.5)
-    maps = list(TITLES).index("uncertainty")
-    _scale(figure, grid[-1, maps])
+    _scale(figure, grid[-1], list(TITLES).index("uncertainty"))
     return figure
 
 
@@ -59,10 +58,16 @@ def _picture(axes, row: Mapping, key: str) -> None:
         axes.set_xlabel(f"IoU {100 * row[f'{key}_iou']:.0f}", fontsize=7.5, labelpad=2)
 
 
-def _scale(figure: Figure, axes) -> None:
-    """The colours of the uncertainty, below ``axes``."""
+def _scale(figure: Figure, line: Sequence, maps: int) -> None:
+    """The colours of the uncertainty, below ``line``, the last row of axes; ``maps`` is its map's number."""
     bar = figure.colorbar(
-        axes.images[0], ax=axes, location="bottom", ticks=[0, 0.5, 1], shrink=0.85, aspect=22, pad=0.03
+        line[maps].images[0],
+        ax=list(line),  # space is taken from all alike, so that the line stays one
+        location="bottom",
+        ticks=[0, 0.5, 1],
+        shrink=0.17,
+        aspect=22,
+        pad=0.03,
     )
     bar.outline.set_linewidth(0.5)
     bar.ax.tick_params(labelsize=6.5, length=1.5, pad=1)
