@@ -13,7 +13,7 @@ from sumlib.base.masks import mask_box
 from sumlib.base.parallel import each
 from sumlib.base.progress import with_bar
 from sumlib.config.params import Config, EvaluateConfig
-from sumlib.config.runs import RunConfig
+from sumlib.config.runs import RunConfig, nearest
 from sumlib.data.dataset import Dataset, Sample
 from sumlib.data.registry import REGISTRY, TASK_GROUPS
 from sumlib.metrics import boundary_iou
@@ -24,6 +24,8 @@ from sumlib.sampler import boundary_click, first_click, next_click
 
 GROUP_OF = {name: group for group, names in TASK_GROUPS.items() for name in names}
 """Test set -> task group."""
+PROMPTS = ["point", "box", "boundary-point"]
+SETTINGS = ["oracle", "single", "ranked"]
 _CHUNK_PIXELS = 96 * 64 * 64  # masks are decoded together up to this many pixels
 
 
@@ -176,11 +178,9 @@ def interact(
     the model again; in the single setting output 0, in the ranked one the output of three whose IoU the model
     predicts to be the largest. ``task_rounds``: "none", "first" or "continuous".
     """
-    if prompt not in ("point", "box", "boundary-point") or setting not in ("oracle", "single", "ranked"):
-        raise ValueError(
-            f"no first prompt {prompt!r} or setting {setting!r}; "
-            "known are point, box, boundary-point; oracle, single, ranked"
-        )
+    for what, name, known in (("first prompt", prompt, PROMPTS), ("setting", setting, SETTINGS)):
+        if name not in known:
+            raise ValueError(f"no {what} {name!r}; the nearest are: {nearest(name, known)}")
     n, size, device = len(target), target.shape[1:], embedding.device
     own, target = embedding[image.to(device)], target.to(device)
     rows, tasks = torch.arange(n, device=device), torch.full((n,), task, device=device)

@@ -354,3 +354,13 @@ def test_two_runs_that_reports_would_mix_are_refused(tmp_path):
         ConfigError, match="again has the model, budget and seed of sum-medium.*another `model:`"
     ):
         load_config(path=path)
+
+
+def test_the_nearest_of_the_allowed_values_is_named(tmp_path):
+    text = (ROOT / "params.yaml").read_text(encoding="utf-8")
+    path = tmp_path / "params.yaml"
+    path.write_text(text.replace("consistency: mixed-multi", "consistency: mixed-mlti"), encoding="utf-8")
+    with pytest.raises(
+        ConfigError, match="mixed-mlti'; allowed: one of none, .*; the nearest is mixed-multi"
+    ):
+        load_config(path=path)

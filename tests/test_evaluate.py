@@ -216,9 +216,15 @@ def test_first_and_continuous_task_prompts(tasked, datasets):
     assert not torch.equal(masks["first"][1], masks["continuous"][1])
 
 
-@pytest.mark.parametrize("wrong", [{"prompt": "circle"}, {"setting": "best"}])
-def test_an_unknown_prompt_or_setting_is_an_error(model, wrong):
-    with pytest.raises(ValueError, match="known are point, box, boundary-point; oracle, single"):
+@pytest.mark.parametrize(
+    ("wrong", "near"),
+    [
+        ({"prompt": "boxes"}, "no first prompt 'boxes'; the nearest are: box"),
+        ({"setting": "rank"}, "no setting 'rank'; the nearest are: ranked"),
+    ],
+)
+def test_an_unknown_prompt_or_setting_is_an_error(model, wrong, near):
+    with pytest.raises(ValueError, match=near):
         interact(
             model,
             torch.zeros(1, 32, 8, 8),

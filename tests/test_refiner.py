@@ -398,6 +398,16 @@ def test_before_and_after_by_prompt(model, samples, prompt):
         assert torch.allclose(points[~some], mask_box(target).view(-1, 2, 2).mean(1)[~some])
 
 
+def test_a_refiner_with_nan_is_refused(tmp_path, model):
+    refiner = Refiner.of(model)
+    with torch.no_grad():
+        refiner.network.sam.mask_decoder.iou_token.weight[0, 0] = math.nan
+    save_refiner(tmp_path / "small.safetensors", refiner, {})
+    message = "small.safetensors: .*iou_token.weight has NaN or infinite values; run `dvc repro refine@small`"
+    with pytest.raises(ValueError, match=message):
+        load_refiner(tmp_path / "small.safetensors", model)
+
+
 def test_an_unknown_prompt_is_refused(model, samples):
     with pytest.raises(ValueError, match="no prompt 'scribble'; known are point and box"):
         before_and_after(model, None, samples[0], torch.from_numpy(samples[0].masks), "scribble")

@@ -110,7 +110,9 @@ class Reader:
         if origin is Annotated:
             value = self.value(args[0], value, where)
             if value not in args[1]:
-                self.fail(f"{where} is {shown(value)}; allowed: {args[1]}")
+                near = difflib.get_close_matches(str(value), args[1], 1) if isinstance(args[1], OneOf) else []
+                hint = f"; the nearest is {near[0]}" if near else ""
+                self.fail(f"{where} is {shown(value)}; allowed: {args[1]}{hint}")
             return value
         if origin in (Union, UnionType):  # X | None
             return (

@@ -104,5 +104,7 @@ def load_refiner(path: Path, model: Sum) -> tuple[Refiner, dict]:
     shapes = lambda state: {name: tuple(value.shape) for name, value in state.items()}
     if shapes(tensors) != shapes(refiner.trained()):
         raise ValueError(f"{path}: a refiner of another architecture than the foundation model; {remedy}")
+    if broken := [name for name, value in tensors.items() if not value.isfinite().all()]:
+        raise ValueError(f"{path}: {broken[0]} has NaN or infinite values; {remedy}")
     refiner.network.sam.load_state_dict(tensors, strict=False)
     return refiner.eval(), json.loads(metadata.get("refiner", "{}"))
