@@ -401,7 +401,7 @@ def test_before_and_after_by_prompt(model, samples, prompt):
 def test_a_refiner_with_nan_is_refused(tmp_path, model):
     refiner = Refiner.of(model)
     with torch.no_grad():
-        refiner.network.sam.mask_decoder.iou_token.weight[0, 0] = math.nan
+        refiner.network.sam.mask_decoder.iou_token.weight[0, 0] = torch.nan
     save_refiner(tmp_path / "small.safetensors", refiner, {})
     message = "small.safetensors: .*iou_token.weight has NaN or infinite values; run `dvc repro refine@small`"
     with pytest.raises(ValueError, match=message):
