@@ -1,6 +1,7 @@
 """The house: imports go one way, one module reads YAML, notebooks argue while the library computes."""
 
 import ast
+import doctest
 import importlib
 import subprocess
 from pathlib import Path
@@ -34,6 +35,19 @@ PUBLIC = {
 def test_imports_go_one_way():
     done = subprocess.run(["lint-imports", "--no-logo"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("command", [["check"], ["format", "--check"]], ids=" ".join)
+def test_ruff_has_nothing_to_say(command):
+    done = subprocess.run(["ruff", *command], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, f"run `make lint`\n{done.stdout}{done.stderr}"
+
+
+@pytest.mark.parametrize("path", [path for path in MODULES if ">>> " in (ROOT / path).read_text()], ids=str)
+def test_examples_in_docstrings_are_true(path):
+    module = importlib.import_module(".".join(path.with_suffix("").parts).removesuffix(".__init__"))
+    result = doctest.testmod(module)
+    assert result.attempted and not result.failed
 
 
 @pytest.mark.parametrize("module", PUBLIC)

@@ -1,13 +1,11 @@
 """sumlib.config.params and sumlib.config.schema: what params.yaml says, and what is refused with which
 message."""
 
-import doctest
 import re
 import time
 
 import pytest
 
-import sumlib.config.schema
 from sumlib.base.paths import PARAMS, ROOT
 from sumlib.config.params import ConfigError, load_config
 
@@ -46,10 +44,6 @@ def refused(tmp_path, old: str, new: str) -> str:
         load_config("paper", path)
     assert "\n" not in str(error.value)
     return str(error.value)
-
-
-def test_doctests():
-    assert doctest.testmod(sumlib.config.schema).failed == 0
 
 
 def test_paper_profile_has_the_papers_numbers():

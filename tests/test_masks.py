@@ -1,7 +1,5 @@
 """Masks: against segment_anything, pycocotools, OpenCV and hand-computed cases."""
 
-import doctest
-
 import cv2
 import numpy as np
 import pytest
@@ -17,11 +15,6 @@ def random_masks() -> torch.Tensor:
     """(6, 37, 52) bool, coherent blobs that touch the border."""
     noise = np.random.default_rng(0).normal(size=(6, 37, 52)).astype(np.float32)
     return torch.from_numpy(np.stack([cv2.GaussianBlur(one, (0, 0), 2) > 0 for one in noise]))
-
-
-def test_doctests():
-    result = doctest.testmod(masks)
-    assert result.failed == 0 and result.attempted > 8
 
 
 def test_mask_box_is_inclusive_xyxy():

@@ -1,13 +1,10 @@
 """Metrics: against the definition, executed slowly with OpenCV."""
 
-import doctest
-
 import cv2
 import numpy as np
 import pytest
 import torch
 
-from sumlib import metrics
 from sumlib.metrics import boundary_iou, mask_iou
 
 
@@ -33,11 +30,6 @@ def slow_boundary(mask: np.ndarray, ratio: float) -> np.ndarray:
     padded = cv2.copyMakeBorder(mask.astype(np.uint8), 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
     eroded = cv2.erode(padded, np.ones((3, 3), np.uint8), iterations=iterations)[1:-1, 1:-1]
     return mask.astype(np.uint8) - eroded
-
-
-def test_doctests():
-    result = doctest.testmod(metrics)
-    assert result.failed == 0 and result.attempted > 1
 
 
 @pytest.mark.parametrize("height, width", [(64, 64), (33, 80), (150, 200)])

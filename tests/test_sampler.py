@@ -1,7 +1,5 @@
 """Clicks against brute-force distances; random points against their distribution."""
 
-import doctest
-
 import cv2
 import numpy as np
 import pytest
@@ -30,11 +28,6 @@ def deepest(mask: np.ndarray) -> tuple[int, list[int]]:
     depth = slow_depth(mask)
     y, x = divmod(int(depth.argmax()), mask.shape[1])
     return int(depth.max()), [x, y]
-
-
-def test_doctests():
-    result = doctest.testmod(sampler)
-    assert result.failed == 0 and result.attempted > 3
 
 
 @pytest.mark.parametrize("pixels_per_call", [1, 700, 1 << 22])

@@ -1,17 +1,9 @@
 """Uncertainty maps: hand-computed values."""
 
-import doctest
-
 import pytest
 import torch
 
-from sumlib import uncertainty
 from sumlib.uncertainty import certainty_map, uncertainty_map
-
-
-def test_doctests():
-    result = doctest.testmod(uncertainty)
-    assert result.failed == 0 and result.attempted > 1
 
 
 def test_is_the_difference_of_probabilities():
