@@ -164,7 +164,7 @@ def _check_method(reader: Reader, run: RunConfig, where: str) -> None:
 def read_runs(
     reader: Reader, entries: Any, where: str, budget_of: Mapping[str, str] | None = None
 ) -> dict[str, RunConfig]:
-    """The runs of one section by name, each checked for combinations that mean nothing.
+    """The runs of one section by name, each checked for settings that have no effect together.
 
     `budget_of` holds the pseudo-labels that there are and the budget of each; None: none.
     """

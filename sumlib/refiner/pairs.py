@@ -83,8 +83,8 @@ class HumanImages:
     """Human-annotated images by number; what fits into ``memory`` bytes is encoded once, the rest anew.
 
     ``make`` makes the training pairs, with the arguments of `make_pairs`. ``read`` lists which images were
-    encoded together and kept: the last bits of an embedding depend on that, so who resumes a training has
-    them encoded in the same way (`get` of each).
+    encoded together and kept: the last bits of an embedding depend on that. To resume to the same bits,
+    encode the same images together again (`get` of each).
     """
 
     def __init__(
