@@ -265,8 +265,8 @@ class FinetuneConfig:
     checkpoint_every: Count
     """Steps between two checkpoints for resuming."""
     shares: Count
-    """Number of equal parts that a step on a CPU is split into; each has its own random generator and, if cores
-    allow, its own process. Must divide `images`."""
+    """Number of equal parts that a step on a CPU is split into; each has its own random generator and, if
+    cores allow, its own process. Must divide `images`."""
     adapter_width: Count
     """Inner width of adapters (runs with `tuning: adapter`)."""
     lora_rank: Count
