@@ -1,5 +1,6 @@
 """The pages written by hand: links lead somewhere, commands exist, the README's tree is the package's."""
 
+import json
 import re
 from pathlib import Path
 
@@ -58,10 +59,41 @@ def test_the_tree_is_the_package():
 def test_commands_exist():
     targets = set(re.findall(r"^(\w+):", read("Makefile"), re.MULTILINE))
     assert set(re.findall(r"\bmake (repro|test|lab|\w+(?=`))", README)) <= targets
+
+
+def prose_of_notebooks() -> dict[str, str]:
+    """The Markdown cells of each notebook, joined."""
+    books = {}
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        prose = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown"]
+        books[f"notebooks/{path.name}"] = "\n".join(prose)
+    return books
+
+
+WRITTEN = {page: read(page) for page in [*PAGES, "notebooks/README.md"]} | prose_of_notebooks()
+
+
+@pytest.mark.parametrize("page", WRITTEN)
+def test_stages_and_notebooks_that_are_named_exist(page):
     stages = yaml.safe_load(read("dvc.yaml"))["stages"]
-    runs = yaml.safe_load(read("params.yaml"))["runs"]
-    for stage, run in re.findall(r"dvc repro (\w+)(?:@([\w-]+))?", README):
-        assert stage in stages and (not run or run in runs), f"dvc repro {stage}@{run}"
+    params = yaml.safe_load(read("params.yaml"))
+    commands = re.findall(r"dvc\s+repro((?:\s+\w+@[\w-]+)+)", WRITTEN[page])
+    targets = [target for command in commands for target in command.split()]
+    unknown = []
+    for target in targets:
+        stage, _, key = target.partition("@")
+        section = stages.get(stage, {}).get("foreach", "").strip("${}")
+        if key not in params.get(section, {}):
+            unknown.append(target)
+    named = re.findall(r"\b(\w+\.ipynb)\b", WRITTEN[page])
+    unknown += [name for name in named if not (ROOT / "notebooks" / name).is_file()]
+    assert not unknown, f"{page} names {', '.join(unknown)}"
+
+
+def test_the_pages_name_stages_and_notebooks():
+    text = "\n".join(WRITTEN.values())
+    assert text.count(".ipynb") > 20 and "dvc repro evaluate@" in text
 
 
 def test_method_keeps_the_sections_that_the_code_cites():
