@@ -10,13 +10,11 @@ a dvc.lock so long that DVC spends seconds a stage on it.)
 The notebooks of `BY_METHOD` run once for each model. They have a code file for each method, with the module
 `sumlib.methods.<method>` and what that imports: a change of a method changes the file of its own runs alone.
 
-Two kinds of module are imported by a name that stands in params.yaml, and no import statement shows it: the
-layouts of data sets, which count wherever data is opened, and the architectures of methods, which count
-where a notebook names a run that has one.
+The architectures of methods are imported by a name that stands in a file of weights, and no import statement
+shows it: they count where a notebook names a run that has one.
 """
 
 import ast
-import re
 from pathlib import Path
 
 from sumlib.base.code import PACKAGE, imported, module_file, modules_used, tree_hash
@@ -29,8 +27,6 @@ CODE = ARTIFACTS / "notebooks" / "code"
 METHODS = f"{PACKAGE}.methods"
 BY_METHOD = ("finetune", "evaluate")
 """Notebooks with a code file for each method."""
-OPENS = re.compile(r"\bopen_(dataset|additional|truth)\b")
-"""How code that opens a data set looks."""
 PLAIN = "sum"
 """The method of runs that need no module of `sumlib.methods`."""
 
@@ -56,11 +52,7 @@ def code_file(cells: str, extra: tuple[str, ...] = (), root: Path = ROOT) -> str
     """The text of a code file: the hash of `cells`, then of each module that they use or `extra` names."""
     lines = [f"cells {tree_hash(without_magics(cells))}", *magics(cells)]
     named = {*imported(without_magics(cells), root=root), *extra}
-    text = {name: _text(name, root) for name in modules_used(*named, root=root)}
-    outside = [cells, *(code for name, code in text.items() if not name.startswith(f"{PACKAGE}.data"))]
-    if any(OPENS.search(code) for code in outside):
-        text |= {name: _text(name, root) for name in modules_used(*named, *layouts(root), root=root)}
-    lines += [f"{name} {tree_hash(code)}" for name, code in sorted(text.items())]
+    lines += [f"{name} {tree_hash(_text(name, root))}" for name in modules_used(*named, root=root)]
     return "".join(f"# {line}\n" for line in lines)
 
 
@@ -110,12 +102,6 @@ def architectures(cells: str, root: Path = ROOT) -> tuple[str, ...]:
     runs = load_config("micro", root / PARAMS.name).runs
     used = {runs[name].method for name in names & runs.keys()} - {PLAIN}
     return tuple(module for method in sorted(used) for module in method_modules("evaluate", method, root))
-
-
-def layouts(root: Path = ROOT) -> list[str]:
-    """The modules that read data sets, which `sumlib.data.registry` imports by their names."""
-    paths = sorted((root / PACKAGE / "data" / "layouts").glob("*.py"))
-    return [f"{PACKAGE}.data.layouts.{path.stem}" for path in paths if path.stem != "__init__"]
 
 
 def _text(module: str, root: Path) -> str:

@@ -48,11 +48,18 @@ ROLES = {
     "uncertainty": ("unlabeled",),
     "finetune": ("human", "unlabeled"),
     "evaluate": ("test",),
+    "quality": ("unlabeled",),
+    "refinement": ("test",),
+    "variants": ("human", "unlabeled", "test"),
     "additional": ("additional",),
+    "tour": ("dev",),
+    "explore": (),
     "tables": (),
     "claims": (),
+    "human_study": ("unlabeled",),
 }
-"""What data a notebook reads; one that is not named here is taken to read all but the additional sets."""
+"""What data a notebook reads, beside models; none: it reads results alone. One that is not named here is
+taken to read all but the additional sets."""
 ALL = ("human", "unlabeled", "dev", "test")
 
 
@@ -68,8 +75,10 @@ def check_inputs(config: Config, notebook: str = "") -> None:
             f"profile {config.profile} would run on the micro world in {_place(config.data_root)}; put real "
             "data elsewhere (datasets/ or an absolute path) and name that folder under `data` in params.yaml"
         )
-    missing = [line for name, model in _models(config).items() for line in _missing_model(name, model)]
-    for name, dataset in _datasets(config, ROLES.get(notebook, ALL)).items():
+    roles = ROLES.get(notebook, ALL)
+    models = _models(config) if roles else {}
+    missing = [line for name, model in models.items() for line in _missing_model(name, model)]
+    for name, dataset in _datasets(config, roles).items():
         if not any((config.data_root / folder).is_dir() for folder in dataset.folders):
             place = _place(config.data_root / dataset.folders[0])
             missing.append(f"data set {name}: {ADDRESSES.get(name, OWN)} -> {place}/")

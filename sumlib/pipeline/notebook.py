@@ -97,11 +97,13 @@ def check(name: str = "", profile: str | None = None) -> None:
         raise NotebookError(str(error)) from None
 
 
-def write_book(names: Sequence[str], output: Path, executed: Path = ARTIFACTS / "notebooks") -> list[Path]:
+def write_book(
+    names: Sequence[str], output: Path, executed: Path = ARTIFACTS / "notebooks", folder: Path = NOTEBOOKS
+) -> list[Path]:
     """Copy the executed notebooks of the stages into the folder `output`, as `<notebook>.ipynb`; the paths.
 
-    What stands after @ in a name is dropped, so only one of a kind can be copied. NotebookError if one is
-    missing.
+    What stands after @ in a name is dropped, so only one of a kind can be copied. The prose is that of the
+    notebook in `folder` today, since a change of words repeats no stage. NotebookError if one is missing.
     """
     paths = []
     for name in names:
@@ -110,9 +112,20 @@ def write_book(names: Sequence[str], output: Path, executed: Path = ARTIFACTS / 
             raise NotebookError(f"{_shown(source)} is missing: run `dvc repro {name}`")
         if path in paths:
             raise NotebookError(f"two notebooks would be written to {path.name}; name one of a kind")
-        write_text(path, source.read_text(encoding="utf-8"))
+        write_text(path, _with_prose_of(notebook_path(path.stem, folder), source.read_text(encoding="utf-8")))
         paths.append(path)
     return paths
+
+
+def _with_prose_of(path: Path, executed: str) -> str:
+    """The text of an executed notebook with the prose cells of the notebook `path`, one by one."""
+    notebook = json.loads(executed)
+    prose = [cell["source"] for cell in read_cells(path) if cell["cell_type"] == "markdown"]
+    cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "markdown"]
+    if len(prose) == len(cells):  # else cells were added or taken away, and it is run again anyway
+        for cell, source in zip(cells, prose):
+            cell["source"] = source
+    return json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
 
 
 def normalise(text: str) -> str:
