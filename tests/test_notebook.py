@@ -199,17 +199,25 @@ def test_a_resumed_training_leaves_the_same_notebook(tmp_path):
     assert only == normalise(executed())
 
 
-def test_a_book_holds_one_notebook_of_a_kind(tmp_path):
-    executed, book = tmp_path / "executed", tmp_path / "book"
-    executed.mkdir()
+def a_notebook(prose: str, code: str) -> str:
+    """A notebook of one prose cell and one code cell."""
+    cells = [{"cell_type": "markdown", "source": [prose]}, {"cell_type": "code", "source": [code]}]
+    return json.dumps({"cells": [cell | {"metadata": {}} for cell in cells]})
+
+
+def test_a_book_holds_one_notebook_of_a_kind_with_the_words_of_today(tmp_path):
+    executed, book, folder = tmp_path / "executed", tmp_path / "book", tmp_path / "notebooks"
+    for made in (executed, folder):
+        made.mkdir()
     for name in ("tables", "refine@small", "refine@medium"):
-        (executed / f"{name}.ipynb").write_text(name)
-    paths = write_book(["tables", "refine@medium"], book, executed)
-    assert [(path.name, path.read_text()) for path in paths] == [
-        ("tables.ipynb", "tables"),
-        ("refine.ipynb", "refine@medium"),
-    ]
+        (executed / f"{name}.ipynb").write_text(a_notebook("old words", name))
+    for name in ("tables", "refine"):
+        (folder / f"{name}.ipynb").write_text(a_notebook("new words", "x"))
+    paths = write_book(["tables", "refine@medium"], book, executed, folder)
+    assert [path.name for path in paths] == ["tables.ipynb", "refine.ipynb"]
+    cells = json.loads(paths[1].read_text())["cells"]
+    assert [cell["source"] for cell in cells] == ["new words", ["refine@medium"]]
     with pytest.raises(NotebookError, match="claims.ipynb is missing: run `dvc repro claims`"):
-        write_book(["claims"], book, executed)
+        write_book(["claims"], book, executed, folder)
     with pytest.raises(NotebookError, match="two notebooks would be written to refine.ipynb"):
-        write_book(["refine@small", "refine@medium"], book, executed)
+        write_book(["refine@small", "refine@medium"], book, executed, folder)
