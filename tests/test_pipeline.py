@@ -227,7 +227,7 @@ def test_results_belong_to_the_code_in_git(code):
     names = {re.match(r"[\w@.-]+", reason).group() for reason in reasons}
     assert names == awaiting, "\n".join(
         [
-            "results are stale; run `make repro`, commit dvc.lock and results/, and delete results/awaiting.txt:",
+            "results are stale: run `make repro`, commit dvc.lock and results/ without awaiting.txt",
             *(reason for reason in reasons if reason.split(":")[0].split()[0] not in awaiting),
             *(f"{name} is named in results/awaiting.txt, but is not stale" for name in awaiting - names),
         ]
