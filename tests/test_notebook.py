@@ -211,5 +211,7 @@ def test_a_book_holds_one_notebook_of_a_kind(tmp_path):
     ]
     with pytest.raises(NotebookError, match="claims.ipynb is missing: run `dvc repro claims`"):
         write_book(["claims"], book, executed)
+    with pytest.raises(NotebookError, match="run `dvc repro pseudo_label@sam`"):
+        write_book(["pseudo_label@masks"], book, executed)
     with pytest.raises(NotebookError, match="two notebooks would be written to refine.ipynb"):
         write_book(["refine@small", "refine@medium"], book, executed)

@@ -16,6 +16,7 @@ from sumlib.base.masks import mask_box
 from sumlib.config.params import RefineConfig, load_config
 from sumlib.data.dataset import Sample
 from sumlib.losses import dice_loss, focal_loss
+from sumlib.methods.hq_sam import HqSum
 from sumlib.metrics import boundary_iou, mask_iou
 from sumlib.model.micro_sam import build_sam_micro
 from sumlib.model.sum import Sum
@@ -28,7 +29,7 @@ from sumlib.refiner.module import (
     save_refiner,
 )
 from sumlib.refiner.pairs import Pairs, make_pairs
-from sumlib.refiner.training import refinement_loss, train_refiner
+from sumlib.refiner.training import _checkpoint, refinement_loss, train_refiner
 from sumlib.sampler import first_click
 
 CONFIG = replace(
