@@ -16,6 +16,7 @@ from sumlib.config.params import Config, EvaluateConfig
 from sumlib.config.runs import RunConfig, nearest
 from sumlib.data.dataset import Dataset, Sample
 from sumlib.data.registry import REGISTRY, TASK_GROUPS
+from sumlib.data.tasks import Task
 from sumlib.metrics import boundary_iou
 from sumlib.model.prompts import Prompts
 from sumlib.model.rounds import Round, best_of, interactive_rounds
@@ -98,7 +99,7 @@ def _evaluate_set(
 ) -> pd.DataFrame:
     """`evaluate_run` of one data set, without the columns that are the same in all rows."""
     good, rows = dataset.good(), []
-    task = dataset.task if dataset.task in trained_tasks else 0
+    task = dataset.task if dataset.task in trained_tasks else Task.UNSPECIFIED
     samples = (
         good[i]
         for i in range(len(good) if config.limit_images is None else min(len(good), config.limit_images))
@@ -129,6 +130,9 @@ def _evaluate_set(
                         setting=setting,
                     )
                 )
+    if not rows:
+        why = f": {dataset.bad[0].path}: {dataset.bad[0].reason}" if dataset.bad else ""
+        raise ValueError(f"{dataset.name}: none of its {len(dataset)} samples can be evaluated{why}")
     return pd.concat(rows, ignore_index=True)
 
 

@@ -84,7 +84,7 @@ def _fingerprint(
     sources: tuple[HumanSource, PseudoSource | None],
     labels: Path | None,
 ) -> str:
-    """Hash of all that decides a training: numbers, checkpoint, code, images, masks and pseudo-labels."""
+    """Hash of all that decides a training: numbers, checkpoint, code, torch, images, masks, pseudo-labels."""
     human, unlabeled = sources
     data = [content_hash(dataset) for dataset in human.datasets]
     if unlabeled is not None:
@@ -97,6 +97,7 @@ def _fingerprint(
         *([labels] if run.unlabeled else []),
         data,
         code_hash(__name__, type(method).__module__),
+        torch.__version__,
     )
 
 

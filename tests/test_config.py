@@ -32,6 +32,7 @@ HUMAN, SUM = (
     "human-small: {<<: *human, budget: small",
     "sum-small: {<<: *sum, budget: small",
 )
+VANILLA = "vanilla-small: {<<: *vanilla, budget: small"
 SEEDED = ["human", "vanilla", "mask-refinement", "sum-no-task-prompt", "sum"]
 
 
@@ -292,6 +293,43 @@ def test_unknown_run_names_the_nearest():
             SUM,
             SUM + ", uncertainty: entropy",
             "with_labels.sum-small.uncertainty is 'entropy'; allowed: one of refinement, confidence",
+        ),
+        (
+            HUMAN,
+            HUMAN + ", pseudo_labels: small",
+            "human_only.human-small.pseudo_labels is 'small'; allowed: '' while unlabeled is false",
+        ),
+        (
+            VANILLA,
+            VANILLA + ", theta: 0.5",
+            "with_labels.vanilla-small.theta is 0.5; allowed: None without uncertainty_loss",
+        ),
+        (
+            VANILLA,
+            VANILLA + ", uncertainty: confidence",
+            "with_labels.vanilla-small.uncertainty is 'confidence'; allowed: 'refinement' without uncertai",
+        ),
+        (
+            "finetune/sum-medium.safetensors",
+            "finetune/sum-large.safetensors",
+            "labellers.sum.model is 'artifacts/finetune/sum-large.safetensors'; allowed with run sum-medium: "
+            "artifacts/finetune/sum-medium.safetensors",
+        ),
+        ("run: sum-medium,", "run: sam,", "labellers.sum.run is 'sam'; the nearest are: "),
+        (
+            "run: sum-medium,",
+            "run: sum-medium, backbone: vit_b,",
+            "labellers.sum.backbone is 'vit_b'; leave it out beside `run`",
+        ),
+        (
+            "run: sum-medium, masks: masks-sum, model: artifacts/finetune/sum-medium.safetensors",
+            "run: sum-hq-small, masks: masks-sum, model: artifacts/finetune/sum-hq-small.safetensors",
+            "labellers.sum.run is 'sum-hq-small'; allowed: a run whose method has no architecture of its own",
+        ),
+        (
+            "medium-vit_b: {<<: *vit_b, budget: medium}",
+            "medium-vit_b: {<<: *vit_b, budget: medium, backbone: vit_l}",
+            "refiners.medium-vit_b.backbone is 'vit_l'; allowed: 'vit_b', as under labellers.vit_b",
         ),
     ],
 )

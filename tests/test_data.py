@@ -18,6 +18,8 @@ import sumlib.data.layouts.pairs
 import sumlib.data.registry
 from sumlib.base.masks import rle_encode, run_total
 from sumlib.data import verdicts
+from sumlib.data.content import content_hash
+from sumlib.data.dataset import Sample
 from sumlib.data.images import read_image, read_mask
 from sumlib.data.layouts.coco import PACKS, decode
 from sumlib.data.registry import REGISTRY, TASK_GROUPS, open_dataset
@@ -394,3 +396,30 @@ def test_single_masks_that_are_left_out_are_remembered(tmp_path, monkeypatch):
     first, again = (open_dataset("PACO", tmp_path) for _ in range(2))
     assert first.check() == again.check() and first.report() == again.report()
     assert "0 bad samples, 1 single masks left out" in again.report()
+
+
+def test_what_the_machine_could_not_read_once_is_read_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(verdicts, "WORTH", 2)
+    for function in (verdicts.recall, verdicts.remember):
+        monkeypatch.setattr(function, "__defaults__", (tmp_path / "checked",))
+    write_dataset("COIFT", tmp_path, SCENES)
+    for error in (
+        OSError(24, "Too many open files"),
+        PermissionError(13, "Permission denied"),
+        MemoryError(),
+    ):
+
+        def open_none(*args, error=error):
+            raise error
+
+        with monkeypatch.context() as full:
+            full.setattr("sumlib.data.images.Image.open", open_none)
+            assert len(open_dataset("COIFT", tmp_path).check()) == len(SCENES)
+    assert not (tmp_path / "checked").exists()
+    assert open_dataset("COIFT", tmp_path).check() == [] and len(list((tmp_path / "checked").iterdir())) == 1
+
+
+def test_the_hash_of_a_set_is_of_tasks_too():
+    image, masks = np.zeros((2, 2, 3), np.uint8), np.ones((1, 2, 2), bool)
+    salient, again, part = (content_hash([Sample("a", image, masks, task, "x")]) for task in (1, 1, 3))
+    assert salient == again != part

@@ -138,6 +138,10 @@ def test_limit_and_bad_samples(model, tmp_path):
         model, [dataset], run=RUN, config=replace(CONFIG, rounds=1, limit_images=2), prompts=("point",)
     )
     assert list(table["image"].unique()) == ["00000", "00002"] and len(dataset.bad) == 1
+    for image in (tmp_path / "test/COIFT/images").iterdir():
+        image.write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"COIFT: none of its 4 samples can be evaluated: .*00000\.jpg"):
+        evaluate_run(model, [open_dataset("COIFT", tmp_path)], run=RUN, config=replace(CONFIG, rounds=1))
 
 
 def test_workers_share_the_data_sets_and_change_nothing(model, datasets):

@@ -778,3 +778,11 @@ def test_a_run_starts_from_its_backbone(whole, tmp_path):
     config = replace(config, backbones=replace(config.backbones, vit_b=small))
     model, _ = finetune(config, replace(config.run("sum-small"), backbone="vit_b"), labels)
     assert len(model.sam.image_encoder.blocks) == 2
+
+
+def test_a_pseudo_labelled_image_that_is_gone_is_named(root):
+    images = open_dataset("SA-1B", root)
+    with pytest.raises(
+        ValueError, match=r"labels\.parquet: image 'gone' is not in SA-1B; restore the image, or"
+    ):
+        PseudoSource(images, Labels({"gone": pseudo_label(make_scene(0))}), "sam")

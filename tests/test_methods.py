@@ -133,7 +133,10 @@ def test_an_unknown_method_is_refused_with_the_nearest_names(tmp_path, name):
         ),
         ({"contrast": 1.0}, "contrast is 1.0; allowed: 0.0 without method: u2pl"),
         ({"consistency": "box"}, "consistency is 'box'; allowed: 'none' without method: augseg"),
-        ({"uncertainty": "discrepancy"}, "uncertainty is 'discrepancy'; allowed without method: discrepancy"),
+        (
+            {"uncertainty": "discrepancy", "uncertainty_loss": True},
+            "uncertainty is 'discrepancy'; allowed without method: discrepancy",
+        ),
         ({"method": "hq_sam", "tuning": "lora"}, "tuning is 'lora'; allowed: 'full' with method hq_sam"),
     ],
 )

@@ -173,12 +173,19 @@ def test_every_notebook_gets_its_code_files(tmp_path):
     written = write_code(output=tmp_path)
     names = {path.relative_to(tmp_path).as_posix() for path in written}
     notebooks = {path.stem for path in NOTEBOOKS.glob("*.ipynb")}
-    assert {name.split("/")[0].removesuffix(".py") for name in names} == notebooks and len(names) > 15
+    sets = {f"datasets/{part}.json" for part in ("train", "dev", "test", "additional")}
+    assert sets < names
+    assert {name.split("/")[0].removesuffix(".py") for name in names - sets} == notebooks and len(names) > 19
     text = (tmp_path / "finetune" / "u2pl.py").read_text()
     for used in ("finetune", "losses", "methods.u2pl"):
         assert f"# sumlib.{used} " in text
     for unused in ("report.results", "pipeline.notebook", "methods.augseg", "methods.hq_sam"):
         assert f"# sumlib.{unused} " not in text
+    assert list(json.loads((tmp_path / "datasets" / "dev.json").read_text())) == [
+        "dev-salient",
+        "dev-entity",
+        "dev-part",
+    ]
     assert "# sumlib.methods.u2pl " not in (tmp_path / "evaluate" / "u2pl.py").read_text()
     assert "# sumlib.methods.hq_sam " in (tmp_path / "evaluate" / "hq_sam.py").read_text()
 
@@ -219,5 +226,7 @@ def test_a_book_holds_one_notebook_of_a_kind_with_the_words_of_today(tmp_path):
     assert [cell["source"] for cell in cells] == ["new words", ["refine@medium"]]
     with pytest.raises(NotebookError, match="claims.ipynb is missing: run `dvc repro claims`"):
         write_book(["claims"], book, executed, folder)
+    with pytest.raises(NotebookError, match="run `dvc repro pseudo_label@sam`"):
+        write_book(["pseudo_label@masks"], book, executed, folder)
     with pytest.raises(NotebookError, match="two notebooks would be written to refine.ipynb"):
         write_book(["refine@small", "refine@medium"], book, executed, folder)

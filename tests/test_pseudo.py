@@ -158,12 +158,15 @@ def test_a_killed_run_resumes_to_the_same_bytes(model, config, tmp_path, monkeyp
     assert (tmp_path / "a.parquet").read_bytes() == (tmp_path / "whole.parquet").read_bytes()
 
 
-def test_parts_of_another_configuration_are_made_again(model, config, tmp_path, monkeypatch):
-    images = unlabeled(2)
-    monkeypatch.setattr(store.shutil, "rmtree", lambda path: None)  # leave the parts of a finished run
+def test_parts_of_another_configuration_are_made_again(model, config, tmp_path, monkeypatch, capsys):
+    images = unlabeled(3)
+    monkeypatch.setattr(store, "BLOCK", 2)
+    monkeypatch.setattr(store, "remove_files", lambda folder, files: None)  # of a finished run
     generate(model, images, config, tmp_path / "a.parquet", parts=tmp_path / "parts", progress=False)
+    assert "starting anew" not in capsys.readouterr().out
     strict = dataclasses.replace(config, max_area_fraction=0.3)
     generate(model, images, strict, tmp_path / "b.parquet", parts=tmp_path / "parts", progress=False)
+    assert capsys.readouterr().out.count("starting anew") == 1  # though both parts are of another
     assert (
         PseudoLabels(tmp_path / "b.parquet", refined=False).table(["area"])["area"].to_numpy().max()
         < 0.3 * 64 * 64
@@ -172,6 +175,37 @@ def test_parts_of_another_configuration_are_made_again(model, config, tmp_path, 
         PseudoLabels(tmp_path / "a.parquet", refined=False).table(["area"])["area"].to_numpy().max()
         >= 0.3 * 64 * 64
     )
+
+
+def test_a_damaged_part_is_made_again_and_nothing_else_is_removed(
+    model, config, tmp_path, monkeypatch, capsys
+):
+    parts, whole = tmp_path / "parts", tmp_path / "whole.parquet"
+    with monkeypatch.context() as kept:
+        kept.setattr(store, "remove_files", lambda folder, files: None)
+        generate(model, unlabeled(2), config, whole, parts=parts, progress=False)
+    (part,) = parts.iterdir()
+    content = bytearray(part.read_bytes())
+    content[4 : len(content) // 2] = bytes(len(content) // 2 - 4)  # its footer is whole
+    part.write_bytes(content)
+    (parts / "mine.txt").write_text("a file of mine")
+    generate(model, unlabeled(2), config, tmp_path / "a.parquet", parts=parts, progress=False)
+    assert (tmp_path / "a.parquet").read_bytes() == whole.read_bytes()
+    assert "00000000.parquet: is damaged, or of another" in capsys.readouterr().out
+    assert [path.name for path in parts.iterdir()] == ["mine.txt"]
+
+
+def test_a_file_that_is_damaged_inside_is_named(model, files, tmp_path):
+    for source, read in (
+        (files[1], PseudoLabels),
+        (files[0], lambda path: add_uncertainty(path, tmp_path / "o", model, None, unlabeled(3))),
+    ):
+        content = bytearray(source.read_bytes())
+        content[4 : len(content) // 2] = bytes(len(content) // 2 - 4)
+        (tmp_path / "broken.parquet").write_bytes(content)
+        with pytest.raises(ValueError, match=r"(?s)broken\.parquet: cannot be read .*run `dvc repro pseudo"):
+            read(tmp_path / "broken.parquet")
+    assert not list(tmp_path.glob("o*"))
 
 
 @pytest.mark.parametrize(
@@ -194,7 +228,7 @@ def test_parts_of_other_code_are_made_again(model, config, tmp_path, monkeypatch
     assert {"sumlib.model.sum", "sumlib.model.fast_decoder", "sumlib.pseudo.automatic"} <= set(
         modules_used("sumlib.pseudo.store")
     )
-    monkeypatch.setattr(store.shutil, "rmtree", lambda path: None)  # leave the parts of a finished run
+    monkeypatch.setattr(store, "remove_files", lambda folder, files: None)  # of a finished run
     made, real = [], store._rows
     monkeypatch.setattr(store, "_rows", lambda *args: made.append(1) or real(*args))
     for code in ("one", "one", "two"):

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from segment_anything.utils.amg import calculate_stability_score
 from small import changed_package, entity_samples
 
@@ -15,6 +16,7 @@ from sumlib.base.masks import mask_box
 from sumlib.config.params import RefineConfig, load_config
 from sumlib.data.dataset import Sample
 from sumlib.losses import dice_loss, focal_loss
+from sumlib.methods.hq_sam import HqSum
 from sumlib.metrics import boundary_iou, mask_iou
 from sumlib.model.micro_sam import build_sam_micro
 from sumlib.model.sum import Sum
@@ -27,7 +29,7 @@ from sumlib.refiner.module import (
     save_refiner,
 )
 from sumlib.refiner.pairs import Pairs, make_pairs
-from sumlib.refiner.training import refinement_loss, train_refiner
+from sumlib.refiner.training import _checkpoint, refinement_loss, train_refiner
 from sumlib.sampler import first_click
 
 CONFIG = replace(
@@ -298,6 +300,9 @@ def test_saved_and_loaded(model, samples, trained, tmp_path):
         load_refiner(tmp_path / "medium.safetensors", model)
     with pytest.raises(ValueError, match="another architecture"):
         load_refiner(path, Sum(build_sam_micro(width=32, depth=2, channels=64)))
+    save_file(load_file(path), path, {"refiner": '{"budget": '})
+    with pytest.raises(ValueError, match=r"small\.safetensors: its metadata are broken; run `dvc repro"):
+        load_refiner(path, model)
     path.write_bytes(written[:-10])
     with pytest.raises(ValueError, match=r"small\.safetensors: not a complete safetensors file"):
         load_refiner(path, model)
@@ -411,3 +416,13 @@ def test_a_refiner_with_nan_is_refused(tmp_path, model):
 def test_an_unknown_prompt_is_refused(model, samples):
     with pytest.raises(ValueError, match="no prompt 'scribble'; known are point and box"):
         before_and_after(model, None, samples[0], torch.from_numpy(samples[0].masks), "scribble")
+
+
+def test_a_training_depends_on_torch_and_on_the_code_of_its_model(samples, tmp_path, monkeypatch):
+    def mark(kind) -> str:
+        return _checkpoint(tmp_path / "x.pt", "a", samples, (kind, Refiner, make_pairs)).fingerprint
+
+    first = mark(Sum)
+    assert mark(Sum) == first != mark(HqSum)
+    monkeypatch.setattr(torch, "__version__", "0.1")
+    assert mark(Sum) != first

@@ -202,10 +202,12 @@ def test_load_results_names_file_and_remedy(frame, tmp_path):
         part.to_parquet(tmp_path / f"{run}.parquet")
     assert len(report.load_results(tmp_path)) == len(frame)
     frame[frame["run"] == "sam"].drop(columns="biou").to_parquet(tmp_path / "sam.parquet")
-    with pytest.raises(ValueError, match="sam.parquet lacks the columns biou"):
+    with pytest.raises(
+        ValueError, match="sam.parquet lacks the columns biou: .*`dvc repro evaluate_baseline@"
+    ):
         report.load_results(tmp_path)
     frame[(frame["run"] == "sam") & (frame["dataset"] != "PACO")].to_parquet(tmp_path / "sam.parquet")
-    with pytest.raises(ValueError, match="run sam .* PACO: repeat it with `dvc repro evaluate@sam`"):
+    with pytest.raises(ValueError, match="run sam .* PACO: repeat it with `dvc repro evaluate_baseline@sam`"):
         report.load_results(tmp_path)
     frame[frame["run"] == "sum-medium"].to_parquet(tmp_path / "sam.parquet")
     with pytest.raises(ValueError, match="sam.parquet holds the run"):
@@ -280,6 +282,8 @@ def test_bootstrap_is_deterministic_and_refuses_unpaired_runs(frame):
     missing = frame.drop(frame[(frame["run"] == "sam") & (frame["dataset"] == "BIG")].index[:1])
     with pytest.raises(ValueError, match="other masks of BIG"):
         difference(missing, "sum-medium", "sam", where="all")
+    with pytest.raises(MissingRun, match="evaluate_baseline@sam"):
+        difference(frame, "sam", "sum-medium", where="all", rounds=9)
     with pytest.raises(MissingRun, match="evaluate@sum-medium"):
         difference(frame, "sum-medium", "sam", where="all", rounds=9)
 

@@ -42,6 +42,10 @@ def test_a_new_run_of_another_model_changes_nothing_and_a_new_seed_is_added(eval
 
 
 def test_missing_results_are_named(evaluated):
+    (evaluated / "sam.parquet").unlink()
+    with pytest.raises(FileNotFoundError, match="results of sam: run `dvc repro evaluate_baseline@sam`"):
+        copy_shown(RUNS, evaluated, evaluated / "shown")
+    (evaluated / "sam.parquet").write_text("sam")
     (evaluated / "sum-medium.parquet").unlink()
     with pytest.raises(FileNotFoundError, match="results of sum-medium: run `dvc repro evaluate@sum-medium`"):
         copy_shown(RUNS, evaluated, evaluated / "shown")

@@ -1,5 +1,6 @@
 """The trainer: a killed run ends as if it had not been killed, schedules by hand, clear failures."""
 
+import hashlib
 import math
 
 import pandas as pd
@@ -282,3 +283,12 @@ def test_fingerprint_sees_values_and_the_bytes_of_files(tmp_path):
     assert fingerprint({"a": 2, "b": (2,)}, path) != first
     path.write_bytes(b"2")
     assert fingerprint({"a": 1, "b": (2,)}, path) != first
+
+
+def test_a_fingerprint_takes_files_by_their_bytes(tmp_path):
+    path, content = tmp_path / "weights", bytes(range(256)) * 2**13  # two blocks
+    path.write_bytes(content + b"end")
+    assert fingerprint(path) == hashlib.sha256(content + b"end").hexdigest()[:16]
+    before = fingerprint("a", path)
+    path.write_bytes(content + b"END")
+    assert fingerprint("a", path) != before

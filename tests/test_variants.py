@@ -187,12 +187,13 @@ def test_killed_variants_go_on_where_they_were(model, samples, tmp_path, monkeyp
     monkeypatch.setattr("sumlib.methods.refiner_variants.train_refiner", dying)
     with pytest.raises(KeyboardInterrupt):
         compare(resume=tmp_path / "variants", fingerprint="a")
+    (tmp_path / "variants" / "mine.txt").write_text("a file of mine")
     found, again = compare(resume=tmp_path / "variants", fingerprint="a")
     assert len(trained) == 3 and trained[1] is trained[2]  # the first one was not trained again
     assert (
         found == expected
         and all(log.equals(again[title]) for title, log in logs.items())
-        and not (tmp_path / "variants").exists()
+        and [path.name for path in (tmp_path / "variants").iterdir()] == ["mine.txt"]
     )
 
 

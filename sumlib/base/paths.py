@@ -9,7 +9,6 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 PARAMS = ROOT / "params.yaml"  # every number: profiles and runs
 SAMPLE = ROOT / "sample"  # raw micro data and the foundation checkpoint, in git
-DATA = ROOT / "data"  # DVC's copy of SAMPLE, or the real data sets
 ARTIFACTS = ROOT / "artifacts"  # large outputs of the stages, in DVC's cache only
 RESULTS = ROOT / "results"  # tables, figures and metrics, in git
 NOTEBOOKS = ROOT / "notebooks"  # one notebook a stage

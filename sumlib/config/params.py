@@ -9,14 +9,22 @@ import difflib
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 import yaml
 
 from sumlib.base.paths import PARAMS, ROOT
-from sumlib.config.runs import Backbone, Budget, RunConfig, label_name, nearest, read_runs
+from sumlib.config.runs import (
+    Backbone,
+    Budget,
+    RunConfig,
+    label_name,
+    methods_with_architecture,
+    nearest,
+    read_runs,
+)
 from sumlib.config.schema import (
     MOST,
     ConfigError,
@@ -543,20 +551,45 @@ def _check_names(reader: Reader, config: Config) -> None:
 
     for name, settings in config.pretrain.items():
         known(settings.type, {name: settings}, f"pretrain.{name}.type")
+    trained = {name: run for name, run in config.runs.items() if run.budget != "none"}
     for name, labeller in config.labellers.items():
         known(labeller.labeller, {name: labeller}, f"labellers.{name}.labeller")
         if labeller.masks != (right := label_name("masks", name)):
             reader.fail(f"labellers.{name}.masks is {shown(labeller.masks)}; allowed: {right}")
         if labeller.run:
-            known(labeller.run, config.runs, f"labellers.{name}.run")
+            known(labeller.run, trained, f"labellers.{name}.run")
+            _check_labelling_run(reader, labeller, trained[labeller.run].method)
     for name, refiner in config.refiners.items():
         known(refiner.labeller, config.labellers, f"refiners.{name}.labeller")
         if name != (right := label_name(refiner.budget, refiner.labeller)):
             reader.fail(f"refiners.{name} must be called {right}, by its budget and labeller")
+        for key in (item.name for item in fields(LabellerConfig)):
+            own, right = getattr(refiner, key), getattr(config.labellers[refiner.labeller], key)
+            if own != right:
+                reader.fail(
+                    f"refiners.{name}.{key} is {shown(own)}; allowed: {shown(right)}, as under "
+                    f"labellers.{refiner.labeller}"
+                )
     known(config.data.unlabeled, config.datasets, f"data.{config.profile}.unlabeled")
     for budget, names in config.data.human.items():
         for name in names:
             known(name, config.datasets, f"data.{config.profile}.human.{budget}")
+
+
+def _check_labelling_run(reader: Reader, labeller: LabellerConfig, method: str) -> None:
+    """A labeller that is a run, trained by `method`: a SAM, whose file is what DVC waits for."""
+    where = f"labellers.{labeller.labeller}"
+    if labeller.model != (right := f"artifacts/finetune/{labeller.run}.safetensors"):
+        reader.fail(f"{where}.model is {shown(labeller.model)}; allowed with run {labeller.run}: {right}")
+    if labeller.backbone != LabellerConfig.backbone:
+        reader.fail(
+            f"{where}.backbone is {shown(labeller.backbone)}; leave it out beside `run`, which has its own"
+        )
+    if method in (others := methods_with_architecture()):
+        reader.fail(
+            f"{where}.run is {shown(labeller.run)}; allowed: a run whose method has no architecture of its "
+            f"own, as {', '.join(others)} has"
+        )
 
 
 def _entries(reader: Reader, kind: type, entries: Any, where: str) -> dict[str, Any]:

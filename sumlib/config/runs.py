@@ -88,10 +88,24 @@ def method_names() -> list[str]:
 
     The files are read, not imported: they need torch.
     """
+    return [SUM, *_stating("METHOD")]
+
+
+def methods_with_architecture() -> list[str]:
+    """The methods whose models are no SAM inside: the files of sumlib/methods/ that state an ARCHITECTURE.
+
+    >>> "hq_sam" in methods_with_architecture()
+    True
+    """
+    return _stating("ARCHITECTURE")
+
+
+def _stating(name: str) -> list[str]:
+    """The files of sumlib/methods/, sorted, with a line that makes `name` a class."""
+    line = re.compile(rf"^{name} = [A-Z]\w*$", re.MULTILINE)
     folders = find_spec("sumlib.methods").submodule_search_locations
     files = [file for folder in folders for file in Path(folder).glob("*.py")]
-    stated = [file.stem for file in files if _STATES_A_METHOD.search(file.read_text(encoding="utf-8"))]
-    return [SUM, *sorted(stated)]
+    return sorted(file.stem for file in files if line.search(file.read_text(encoding="utf-8")))
 
 
 def nearest(name: str, known: list[str]) -> str:
@@ -103,8 +117,8 @@ def nearest(name: str, known: list[str]) -> str:
     return ", ".join(get_close_matches(str(name), known, n=3, cutoff=0.5) or known)
 
 
-_STATES_A_METHOD = re.compile(r"^METHOD = [A-Z]\w*$", re.MULTILINE)
-
+_BY_SETTINGS = (SUM, "augseg", "discrepancy", "hq_sam")
+"""Methods that use certainty only where a run says so; u2pl, and methods of others, may always do."""
 _MEANINGLESS = (
     (
         "while unlabeled is false",
@@ -117,7 +131,18 @@ _MEANINGLESS = (
             "uncertainty": "refinement",
             "consistency": "none",
             "contrast": 0.0,
+            "pseudo_labels": "",
         },
+    ),
+    (
+        "without uncertainty_loss",
+        lambda run: run.method in _BY_SETTINGS and not run.uncertainty_loss,
+        {"theta": None},
+    ),
+    (
+        "without uncertainty_loss and uncertainty_sampling, as no certainty is used",
+        lambda run: run.method in _BY_SETTINGS and not (run.uncertainty_loss or run.uncertainty_sampling),
+        {"uncertainty": "refinement"},
     ),
     ("without method: augseg", lambda run: run.method != "augseg", {"consistency": "none"}),
     ("without method: u2pl", lambda run: run.method != "u2pl", {"contrast": 0.0}),

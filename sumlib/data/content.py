@@ -9,7 +9,7 @@ from sumlib.data.dataset import Sample
 
 
 def content_hash(samples: Sequence[Sample], limit: int = 2000) -> str:
-    """Hash (16 hex digits) of the names, pixels and masks of ``samples``, in their order.
+    """Hash (16 hex digits) of the names, tasks, pixels and masks of ``samples``, in their order.
 
     Every one is read; of more than ``limit`` as many, evenly spaced, and their number counts.
 
@@ -21,7 +21,9 @@ def content_hash(samples: Sequence[Sample], limit: int = 2000) -> str:
     digest.update(str(len(samples)).encode())
     for number in np.linspace(0, len(samples) - 1, min(len(samples), limit)).astype(int):
         sample = samples[int(number)]
-        digest.update(f"{sample.name} {sample.image.shape} {sample.masks.shape}\n".encode())
+        digest.update(
+            f"{sample.name} {int(sample.task)} {sample.image.shape} {sample.masks.shape}\n".encode()
+        )
         digest.update(np.ascontiguousarray(sample.image).data)
         digest.update(np.packbits(sample.masks).data)
     return digest.hexdigest()[:16]

@@ -67,6 +67,7 @@ class Dataset(Sequence[Sample]):
         self._entries = list(entries)
         self._bad: dict[tuple[str, str], BadSample] = {}  # by (sample, annotation or "")
         self._checked = False
+        self._transient = False  # whether a sample is bad for a reason that may pass
         if len(set(self.names)) < len(self._entries):
             places: dict[str, Path] = {}
             for entry in self._entries:
@@ -100,6 +101,7 @@ class Dataset(Sequence[Sample]):
             image, masks, left_out = entry.load()
         except BadSampleError as error:
             self._bad[entry.name, ""] = BadSample(entry.name, error.path, error.reason)
+            self._transient |= error.transient
             raise
         for annotation, why in left_out.items():
             self._bad[entry.name, annotation] = BadSample(f"{entry.name}#{annotation}", why.path, why.reason)
@@ -109,15 +111,15 @@ class Dataset(Sequence[Sample]):
         """Read every sample once, on `workers` threads, and return the bad ones (same as `bad`).
 
         A set whose files have not changed since it was read through is not read again
-        (`sumlib.data.verdicts`).
+        (`sumlib.data.verdicts`), unless one could not be read for a reason that may pass.
         """
         loads = [entry.load for entry in self._entries]
         verdict = recall(self.name, loads)
         if verdict is None:
             self._read_all(workers)
-            remember(
-                self.name, loads, [(*key, str(b.path), b.reason) for key, b in sorted(self._bad.items())]
-            )
+            found = [(*key, str(b.path), b.reason) for key, b in sorted(self._bad.items())]
+            if not self._transient:
+                remember(self.name, loads, found)
         else:
             for name, annotation, path, reason in verdict:
                 title = f"{name}#{annotation}" if annotation else name
@@ -155,4 +157,5 @@ class Dataset(Sequence[Sample]):
     def _subset(self, entries: Sequence[Entry]) -> "Dataset":
         subset = Dataset(self.name, self.task, entries)
         subset._bad, subset._checked = dict(self._bad), self._checked
+        subset._transient = self._transient
         return subset

@@ -44,6 +44,15 @@ class BadSampleError(ValueError):
     def __str__(self) -> str:
         return f"{self.path}: {self.reason}"
 
+    @property
+    def transient(self) -> bool:
+        """Whether the machine failed and not the file: no memory, no permission, too many open files.
+
+        What Pillow and zlib say of broken files has no error number.
+        """
+        cause = self.__cause__
+        return isinstance(cause, MemoryError) or (isinstance(cause, OSError) and cause.errno is not None)
+
 
 def read_image(path: Path, data: bytes | None = None) -> np.ndarray:
     """Image as (H, W, 3) uint8 RGB, turned upright by its EXIF orientation.

@@ -1,6 +1,6 @@
 """Which samples of a data set are bad, remembered between processes: a set is read through once.
 
-A verdict holds as long as the name, size and time of every file of the set, the way it is read and the
+A verdict holds as long as the name, size and times of every file of the set, the way it is read and the
 readers' code are the same. It lies in `artifacts/checked/`, which may be deleted at any time.
 """
 
@@ -81,7 +81,7 @@ def _state(path: Path) -> str:
         found = path.stat()
     except OSError:
         return f"{path} none"
-    return f"{path} {found.st_size} {found.st_mtime_ns}"
+    return f"{path} {found.st_size} {found.st_mtime_ns} {found.st_ctime_ns}"
 
 
 @functools.cache

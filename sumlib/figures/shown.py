@@ -14,6 +14,7 @@ from sumlib.config.runs import RunConfig
 from sumlib.figures.ablation import SCHEMES, THETAS
 from sumlib.figures.curves import CURVES
 from sumlib.figures.rounds import ABLATION, SIZES
+from sumlib.report.results import evaluation
 from sumlib.report.sampling import WITH, WITHOUT
 
 KEYS = (*SCHEMES, *ABLATION, *SIZES, *(key for curves in CURVES.values() for key in curves.models))
@@ -28,8 +29,9 @@ def copy_shown(runs: Mapping[str, RunConfig], source: Path, target: Path) -> lis
     """
     names = [name for name, run in runs.items() if run.model in MODELS]
     if missing := [name for name in names if not (source / f"{name}.parquet").is_file()]:
+        stage = evaluation(missing[0], runs[missing[0]].train_set)
         raise FileNotFoundError(
-            f"{source} lacks the results of {', '.join(missing)}: run `dvc repro evaluate@{missing[0]}`"
+            f"{source} lacks the results of {', '.join(missing)}: run `dvc repro {stage}`"
         )
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)

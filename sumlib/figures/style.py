@@ -39,8 +39,6 @@ LOOKS: dict[Key, tuple[str, str]] = {
 }
 """The colour and the marker of a model, the same in every figure. SUM is a diamond; its training sets differ
 in shade."""
-MARKERS = {"SAM": "o", "Human-annotation-only": "v", "Vanilla": "s", "SUM": "D"}
-"""Of models whatever they were trained on."""
 STYLE = {
     "font.family": "DejaVu Sans",
     "font.size": 8,

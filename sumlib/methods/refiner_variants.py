@@ -1,6 +1,5 @@
 """Other ways to build the mask-refinement module, which the paper compares with its own (Figures 7 and 8)."""
 
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
@@ -15,6 +14,7 @@ from torch.nn import functional as F
 
 from sumlib.base.code import code_hash
 from sumlib.base.device import seeded
+from sumlib.base.files import remove_files
 from sumlib.base.masks import mask_box, resized
 from sumlib.base.parallel import each
 from sumlib.base.progress import with_bar
@@ -219,7 +219,8 @@ def compare_variants(
     """
     if resume:
         data = [content_hash(images) for images in (human, unlabeled, *sets.values())]
-        fingerprint = loop.fingerprint(fingerprint, code_hash(__name__), list(sets), data)
+        code = code_hash(__name__, type(model).__module__)
+        fingerprint = loop.fingerprint(fingerprint, code, torch.__version__, list(sets), data)
 
     def train(key: str) -> tuple[Refiner, pd.DataFrame]:
         variant, generator = chosen[key], torch.Generator().manual_seed(config.seed)
@@ -256,6 +257,7 @@ def compare_variants(
     bar = with_bar(each(result, list(titles), workers), "variants", progress, total=len(titles))
     results = dict(zip(titles.values(), bar))
     if resume:
-        shutil.rmtree(resume, ignore_errors=True)
+        files = (f"{key}{end}.pt" for key in chosen for end in ("", "-training"))
+        remove_files(resume, [resume / file for file in files])
     logs = {title: pd.DataFrame(log) for title, (_, log) in results.items() if log is not None}
     return {title: levels for title, (levels, _) in results.items()}, logs

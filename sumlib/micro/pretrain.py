@@ -336,9 +336,8 @@ def pretrain(
     store = make_store(config.scenes, seed=config.seed + 1)
     training = kind(config, bf16)
     training.held_out, training.log = make_store(held_out, seed=config.seed + 999), out / "log.jsonl"
-    mark = loop.fingerprint(
-        asdict(config), bf16, held_out, code_hash(training.module), _weights(training.model)
-    )
+    code = code_hash(training.module), torch.__version__
+    mark = loop.fingerprint(asdict(config), bf16, held_out, code, _weights(training.model))
     training.fit(store, every=every, checkpoint=loop.Checkpoint(out / "last.pt", mark, keep=True))
     return training.model
 

@@ -115,8 +115,6 @@ SETS = {
         "kinds never trained on, blur",
     ),
 }
-TRUTHS = ("SA-1B",)
-"""Unlabeled sets whose true masks are written apart, for analysis only."""
 
 
 def scenes(name: str, count: int | None = None) -> Iterator[Scene]:

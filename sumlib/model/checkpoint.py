@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -14,6 +13,7 @@ from segment_anything import sam_model_registry
 from segment_anything.modeling import Sam
 from torch import Tensor, nn
 
+from sumlib.base.files import whole
 from sumlib.config.runs import method_names, nearest
 from sumlib.model.adapters import adapter_width, add_adapters
 from sumlib.model.micro_sam import MICRO_DEPTHS, build_sam_micro
@@ -224,7 +224,7 @@ def _fill(module: nn.Module, state: dict[str, Tensor], what: str, path: Path) ->
 
 
 def _write(path: Path, module: nn.Module, sam: Sam, metadata: dict) -> None:
-    """Write ``module``, which is or holds ``sam``, under a temporary name, then rename."""
+    """Write ``module``, which is or holds ``sam``, as a whole or not at all."""
     if path.suffix != ".safetensors":
         raise ValueError(f"{path}: models are written as safetensors; let the name end in .safetensors")
     model_type, width = metadata.get("model_type"), adapter_width(sam.image_encoder)
@@ -240,10 +240,5 @@ def _write(path: Path, module: nn.Module, sam: Sam, metadata: dict) -> None:
     tensors = {key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}
     # One entry, since safetensors writes entries in random order and equal models shall be equal files.
     notes = {"sumlib": json.dumps(metadata | ({"adapter_width": width} if width else {}), sort_keys=True)}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    try:
-        save_file(tensors, part, metadata=notes)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    with whole(path) as temporary:
+        save_file(tensors, temporary, metadata=notes)

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sumlib.base.masks import longest_side_size, resize_longest_side, resized
+from sumlib.data.tasks import Task
 from sumlib.model.fast_decoder import ExactMaskDecoder, FastMaskDecoder
 
-NUM_TASKS = 4
-"""0 unspecified, 1 salient object, 2 entity, 3 part."""
+NUM_TASKS = len(Task)
+"""Vectors of a task prompt: unspecified, salient object, entity, part."""
 
 
 class Sum(nn.Module):

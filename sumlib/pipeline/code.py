@@ -12,15 +12,20 @@ The notebooks of `BY_METHOD` run once for each model. They have a code file for 
 
 The architectures of methods are imported by a name that stands in a file of weights, and no import statement
 shows it: they count where a notebook names a run that has one.
+
+Beside them, datasets/<part>.json holds that part of the section `datasets` of params.yaml. Most stages depend
+on one, and the section itself in each of them would be a third of dvc.lock.
 """
 
 import ast
+import json
+from dataclasses import asdict
 from pathlib import Path
 
 from sumlib.base.code import PACKAGE, imported, module_file, modules_used, tree_hash
 from sumlib.base.files import write_text
 from sumlib.base.paths import ARTIFACTS, NOTEBOOKS, PARAMS, ROOT
-from sumlib.config.params import load_config
+from sumlib.config.params import DATASET_ROLES, load_config, load_datasets
 from sumlib.pipeline.cells import read_cells
 
 CODE = ARTIFACTS / "notebooks" / "code"
@@ -46,6 +51,16 @@ def code_files(folder: Path = NOTEBOOKS, root: Path = ROOT) -> dict[str, str]:
         else:
             files[f"{path.stem}.py"] = code_file(cells, architectures(cells, root), root)
     return files
+
+
+def dataset_files(root: Path = ROOT) -> dict[str, str]:
+    """Path below the folder of code files -> text, for the parts of section `datasets` of params.yaml."""
+    datasets = load_datasets(root / PARAMS.name)
+    parts = {
+        role: {name: asdict(data) for name, data in datasets.items() if data.role == role}
+        for role in DATASET_ROLES
+    }
+    return {f"datasets/{role}.json": json.dumps(part, indent=1) + "\n" for role, part in parts.items()}
 
 
 def code_file(cells: str, extra: tuple[str, ...] = (), root: Path = ROOT) -> str:
@@ -109,9 +124,9 @@ def _text(module: str, root: Path) -> str:
 
 
 def write_code(folder: Path = NOTEBOOKS, output: Path = CODE, root: Path = ROOT) -> list[Path]:
-    """Write the code files of all notebooks below `output` and return their paths."""
+    """Write the code files of all notebooks and those of data sets below `output` and return their paths."""
     paths = []
-    for name, text in code_files(folder, root).items():
+    for name, text in {**code_files(folder, root), **dataset_files(root)}.items():
         paths.append(output / name)
         write_text(paths[-1], text)
     return paths

@@ -109,7 +109,7 @@ def write_book(
     for name in names:
         source, path = executed / f"{name}.ipynb", output / f"{name.split('@')[0]}.ipynb"
         if not source.is_file():
-            raise NotebookError(f"{_shown(source)} is missing: run `dvc repro {name}`")
+            raise NotebookError(f"{_shown(source)} is missing: run `dvc repro {stage_of(name)}`")
         if path in paths:
             raise NotebookError(f"two notebooks would be written to {path.name}; name one of a kind")
         write_text(path, _with_prose_of(notebook_path(path.stem, folder), source.read_text(encoding="utf-8")))
@@ -126,6 +126,25 @@ def _with_prose_of(path: Path, executed: str) -> str:
         for cell, source in zip(cells, prose):
             cell["source"] = source
     return json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
+
+
+def stage_of(name: str) -> str:
+    """The stage that executes a notebook, by the name of its file.
+
+    >>> stage_of("pseudo_label@masks"), stage_of("evaluate@sam"), stage_of("finetune@human-small")
+    ('pseudo_label@sam', 'evaluate_baseline@sam', 'finetune_human@human-small')
+    >>> stage_of("tables"), stage_of("finetune@sum-small")
+    ('tables', 'finetune@sum-small')
+    """
+    kind, _, key = name.partition("@")
+    config = load_config()
+    if kind == "pseudo_label":
+        key = next((who for who, labeller in config.labellers.items() if labeller.masks == key), key)
+    if (run := config.runs.get(key)) and kind == "finetune" and not run.unlabeled:
+        kind = "finetune_human"
+    if run and kind == "evaluate" and run.budget == "none":
+        kind = "evaluate_baseline"
+    return f"{kind}@{key}" if key else kind
 
 
 def normalise(text: str) -> str:

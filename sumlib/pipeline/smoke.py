@@ -107,7 +107,7 @@ def _refiners(config: Config, folder: Path, metrics: Path) -> dict[str, tuple[st
         level: open_dataset(f"dev-{level}", config.data_root)[:2].good()
         for level in ("salient", "entity", "part")
     }
-    measured = measure_refinement(model, trained, levels, progress=False)
+    measured = measure_refinement(model, trained, levels, threshold=config.finetune.theta, progress=False)
     keys = ("sam_iou", "refined_iou", "sam_biou", "refined_biou")
     means = {
         level: {key: round(100 * float(np.mean(masks[key])), 3) for key in keys}

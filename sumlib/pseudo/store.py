@@ -11,7 +11,6 @@ images; files are written and read a row group at a time.
 import hashlib
 import json
 import math
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,7 +23,7 @@ import torch
 from torch import Tensor
 
 from sumlib.base.code import code_hash
-from sumlib.base.files import whole
+from sumlib.base.files import remove_files, whole
 from sumlib.base.masks import MAX_PIXELS, resized, rle_decode, rle_encode, run_total
 from sumlib.base.progress import with_bar
 from sumlib.config.params import PseudoLabelConfig
@@ -64,7 +63,7 @@ def encode_map(logits: Tensor) -> list[bytes]:
     """Logits (M, H, W) -> M 8-bit PNGs of round(255 sigmoid(logits)). Raises ValueError if one is NaN."""
     if wrong := logits.isnan().flatten(1).any(1).nonzero().flatten().tolist():
         raise ValueError(f"the logits of mask {wrong[0]} hold NaN")
-    values = (255 * logits.float().sigmoid()).round().to(torch.uint8).numpy()
+    values = (255 * logits.float().sigmoid()).round().to(torch.uint8).cpu().numpy()
     return [cv2.imencode(".png", value)[1].tobytes() for value in values]
 
 
@@ -102,8 +101,9 @@ def generate(
 
     Returns what the filters dropped. Finished row groups are kept in the folder ``parts`` (beside ``output``
     by default) until the file is complete: a run that was killed goes on where it stopped and gives the same
-    bytes. A part made by another configuration, model, image or version of the code is made again. Raises
-    ValueError if the model's weights or what it computes hold NaN.
+    bytes. A part made by another configuration, model, image or version of the code, or a damaged one, is
+    made again, and a message says so. Of ``parts`` only these files are removed. Raises ValueError if the
+    model's weights or what it computes hold NaN.
     """
     model.eval()
     _require_numbers(model)
@@ -113,11 +113,16 @@ def generate(
     mark = _fingerprint(model, config)
     starts = range(0, len(images), BLOCK)
     files = [parts / f"{start:08d}.parquet" for start in starts]
+    told = False
     for start, file in with_bar(list(zip(starts, files)), "pseudo-labels", progress):
         samples = [images[index] for index in range(start, min(start + BLOCK, len(images)))]
         block = _block_mark(mark, samples)
-        if file.is_file() and pq.read_schema(file).metadata.get(b"mark") == block.encode():
-            continue
+        if file.is_file():
+            if _mark(file) == block.encode():
+                continue
+            if not told:
+                print(f"{file}: is damaged, or of another configuration, code or data; starting anew")
+                told = True
         find = AutomaticMasks(model, config)
         table = pa.Table.from_pylist(list(_rows(model, samples, find)), SCHEMA)
         _write(file, SCHEMA.with_metadata({"mark": block, "tally": json.dumps(find.tally.record())}), [table])
@@ -126,8 +131,16 @@ def generate(
         total.merge(json.loads(pq.read_schema(file).metadata[b"tally"]))
     record = {"tally": json.dumps(total.record()), "config": json.dumps(asdict(config)), "data": images.name}
     _write(output, SCHEMA.with_metadata(record), (pq.read_table(file) for file in files))
-    shutil.rmtree(parts)
+    remove_files(parts, files)
     return total
+
+
+def _mark(part: Path) -> bytes | None:
+    """What a part was made from (`_block_mark`); None if it is damaged."""
+    try:
+        return (pq.read_table(part).schema.metadata or {}).get(b"mark")
+    except (pa.ArrowException, OSError):
+        return None
 
 
 def _rows(model: Sum, samples: list[Sample], find: AutomaticMasks) -> Iterator[dict]:
@@ -225,7 +238,7 @@ def add_uncertainty(
 
     def refined() -> Iterator[pa.Table]:
         for group in with_bar(range(file.num_row_groups), "uncertainty", progress):
-            table = file.read_row_group(group)
+            table = _read_group(file, source, group)
             check_rows(table, source, _first_row(file, group))
             sizes = {
                 name: (height, width)
@@ -246,6 +259,7 @@ def add_uncertainty(
 
 def _refined_maps(model: Sum, refine: Refine, table: pa.Table, samples: list[Sample]) -> list[bytes]:
     embeddings = encode_block(model, samples)
+    device = embeddings.device
     place = {sample.name: b for b, sample in enumerate(samples)}
     image = torch.tensor([place[name] for name in table["image"].to_pylist()])
     logits = map_logits(
@@ -260,11 +274,13 @@ def _refined_maps(model: Sum, refine: Refine, table: pa.Table, samples: list[Sam
     xy = torch.cat([model.to_input_frame(one[None], sizes[b]) for one, b in zip(xy, image.tolist())])
     maps, batch = [], max(1, 2**22 // embeddings[0].numel())
     for rows in torch.arange(len(image)).split(batch):
-        logits_of_rows = refine(embeddings[image[rows]], logits[rows], xy[rows, 1:].flatten(1), xy[rows, 0])
+        boxes, points = xy[rows, 1:].flatten(1), xy[rows, 0]
+        own = embeddings[image[rows].to(device)]
+        logits_of_rows = refine(own, *(value.to(device) for value in (logits[rows], boxes, points)))
         try:
             maps += encode_map(logits_of_rows)
         except ValueError:
-            wrong = int(rows[logits_of_rows.isnan().flatten(1).any(1).nonzero()[0, 0]])
+            wrong = int(rows[int(logits_of_rows.isnan().flatten(1).any(1).nonzero()[0, 0])])
             name = samples[int(image[wrong])].name
             raise ValueError(f"image {name!r}: a refined map holds NaN; train the refiner anew") from None
     return maps
@@ -322,7 +338,8 @@ class PseudoLabels:
         self.record = _tally(self.file, self.path)
         self.groups: dict[str, int] = {}
         for group in range(self.file.num_row_groups):
-            for row, name in enumerate(self.file.read_row_group(group, ["image"])["image"].to_pylist()):
+            names = _read_group(self.file, self.path, group, ["image"])["image"].to_pylist()
+            for row, name in enumerate(names):
                 if not name or self.groups.setdefault(name, group) != group:
                     reason = f"its image {name!r} stands in two row groups" if name else "has no image"
                     raise _bad_row(self.path, _first_row(self.file, group) + row, name, reason)
@@ -384,10 +401,7 @@ class PseudoLabels:
 
     def _load(self, group: int) -> dict[str, dict]:
         """The images of a row group, compact."""
-        try:
-            table = self.file.read_row_group(group)
-        except (pa.ArrowException, OSError) as error:
-            raise ValueError(f"{self.path}: cannot be read ({error}); {AGAIN}") from None
+        table = _read_group(self.file, self.path, group)
         if group not in self.checked:
             check_rows(table, self.path, _first_row(self.file, group))
             self.checked.add(group)
@@ -475,6 +489,14 @@ def require_image_size(size: tuple[int, int], sample: Sample, path: Path) -> Non
 
 def _bad_row(path: Path, row: int, name: str | None, reason: str) -> ValueError:
     return ValueError(f"{path}: row {row} (image {name!r}) {reason}; {AGAIN}")
+
+
+def _read_group(file: pq.ParquetFile, path: Path, group: int, columns: list[str] | None = None) -> pa.Table:
+    """A row group, or some of its columns. Raises ValueError if the file is damaged there."""
+    try:
+        return file.read_row_group(group, columns)
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{path}: cannot be read ({error}); {AGAIN}") from None
 
 
 def _first_row(file: pq.ParquetFile, group: int) -> int:

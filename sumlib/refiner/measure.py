@@ -37,8 +37,9 @@ def measure_refinement(
     Each human mask is prompted once (`before_and_after`), SAM's best of three outputs is refined; no filter.
     ``levels[level]`` are images with true masks, also in the result: "levels": per level equally long lists
     "image", "sam_iou", "refined_iou", "sam_biou", "refined_biou" with an entry per mask; "certainty":
-    "threshold" and per image (over all levels) lists "image", "certain", "certain_correct", "uncertain",
-    "uncertain_correct" of pixel counts, and "bins": "low", "high", "pixels", "correct".
+    "threshold" (as given, say `finetune.theta`) and per image (over all levels) lists "image", "certain",
+    "certain_correct", "uncertain", "uncertain_correct" of pixel counts, and "bins": "low", "high", "pixels",
+    "correct".
     """
     scores, counts, hist = {}, {}, np.zeros((2, bins), np.int64)
     for level, samples in levels.items():

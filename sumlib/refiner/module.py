@@ -106,5 +106,9 @@ def load_refiner(path: Path, model: Sum) -> tuple[Refiner, dict]:
         raise ValueError(f"{path}: a refiner of another architecture than the foundation model; {remedy}")
     if broken := [name for name, value in tensors.items() if not value.isfinite().all()]:
         raise ValueError(f"{path}: {broken[0]} has NaN or infinite values; {remedy}")
+    try:
+        notes = dict(json.loads(metadata.get("refiner", "{}")))
+    except (ValueError, TypeError):
+        raise ValueError(f"{path}: its metadata are broken; {remedy}") from None
     refiner.network.sam.load_state_dict(tensors, strict=False)
-    return refiner.eval(), json.loads(metadata.get("refiner", "{}"))
+    return refiner.eval(), notes

@@ -84,7 +84,7 @@ def train_refiner(
             title="refiner",
             progress=progress,
         ),
-        checkpoint=_checkpoint(resume, fingerprint, samples, refiner, make),
+        checkpoint=_checkpoint(resume, fingerprint, samples, (type(model), type(refiner), make)),
         check=check,
     )
     refiner.load_state_dict(check.best)
@@ -92,14 +92,16 @@ def train_refiner(
 
 
 def _checkpoint(
-    path: Path | None, fingerprint: str, samples: Sequence[Sample], refiner: Refiner, make: Callable
+    path: Path | None, fingerprint: str, samples: Sequence[Sample], parts: Sequence[Callable]
 ) -> loop.Checkpoint:
-    """Where to resume from; code and data are added to the fingerprint."""
+    """Where to resume from; code, that of ``parts`` too, torch and data are added to the fingerprint."""
     if path is None:
         return loop.Checkpoint()
-    modules = {__name__, type(refiner).__module__, make.__module__}
+    modules = {__name__, *(part.__module__ for part in parts)}
     code = code_hash(*sorted(name for name in modules if name.startswith("sumlib.")))
-    return loop.Checkpoint(path, loop.fingerprint(fingerprint, code, content_hash(samples)))
+    return loop.Checkpoint(
+        path, loop.fingerprint(fingerprint, code, torch.__version__, content_hash(samples))
+    )
 
 
 class HeldOutCheck(loop.Check):

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from sumlib.report.results import METRICS, TASKS
+from sumlib.report.results import METRICS, TASKS, evaluation
 
 RESAMPLES = 2000
 
@@ -131,6 +131,7 @@ class Bootstrap:
         self._cache: dict[tuple, dict[str, np.ndarray]] = {}
         runs = results[["run", "model", "train_set", "seed"]].drop_duplicates().sort_values("run")
         self.runs: dict[Model, dict[int, str]] = {}
+        self._stages = {row.run: evaluation(row.run, row.train_set) for row in runs.itertuples()}
         for row in runs.itertuples():
             self.runs.setdefault((row.model, row.train_set), {})[int(row.seed)] = row.run
         pairs = results[["task", "dataset"]].drop_duplicates()
@@ -238,8 +239,7 @@ class Bootstrap:
             if not same:
                 raise ValueError(
                     f"run {run} was evaluated on other masks of {dataset} than the other runs: repeat it "
-                    "with "
-                    f"`dvc repro evaluate@{run}`"
+                    f"with `dvc repro {self._stages[run]}`"
                 )
             total = total + weight * part[column]
         return total, masks
@@ -254,7 +254,7 @@ class Bootstrap:
                 run, *point = key
                 raise MissingRun(
                     f"run {run} has no results for {', '.join(map(str, point))} on {dataset}: "
-                    f"run `dvc repro evaluate@{run}`"
+                    f"run `dvc repro {self._stages.get(run, f'evaluate@{run}')}`"
                 ) from None
             self._cache[key, dataset] = {
                 name: part[name].to_numpy(np.float64) for name in ("iou", "biou", "masks")

@@ -38,6 +38,15 @@ def dataset_order() -> dict[str, list[str]]:
     return {task: list(TASK_GROUPS[task]) for task in TASKS}
 
 
+def evaluation(run: str, train_set: str) -> str:
+    """The stage that evaluates a run of a fine-tuning set; "none" is that of baselines.
+
+    >>> evaluation("sum-small", "FT-Small"), evaluation("sam", "none")
+    ('evaluate@sum-small', 'evaluate_baseline@sam')
+    """
+    return f"evaluate_baseline@{run}" if train_set == "none" else f"evaluate@{run}"
+
+
 def load_results(folder: Path) -> pd.DataFrame:
     """Per-mask results of every run in ``folder`` (`<run>.parquet`), in the order of the file names.
 
@@ -50,7 +59,9 @@ def load_results(folder: Path) -> pd.DataFrame:
     frames = []
     for path in paths:
         frame = pd.read_parquet(path)
-        remedy = f"repeat it with `dvc repro evaluate@{path.stem}`"
+        own = "train_set" in frame and set(frame["run"]) == {path.stem}
+        stage = evaluation(path.stem, frame["train_set"].iloc[0] if own else "")
+        remedy = f"repeat it with `dvc repro {stage}`"
         if missing := [column for column in COLUMNS if column not in frame]:
             raise ValueError(f"{path} lacks the columns {', '.join(missing)}: {remedy}")
         if set(frame["run"]) != {path.stem}:
@@ -71,7 +82,7 @@ def _check_complete(results: pd.DataFrame) -> None:
         if absent := sorted(datasets - set(part["dataset"])):
             raise ValueError(
                 f"run {run} ({prompt}, {setting}) has no result on {', '.join(absent)}: "
-                f"repeat it with `dvc repro evaluate@{run}`"
+                f"repeat it with `dvc repro {evaluation(run, part['train_set'].iloc[0])}`"
             )
     if not np.isfinite(results[["iou", "biou"]].to_numpy()).all():
         raise ValueError("an IoU is not a number: repeat the stage evaluate")

@@ -14,8 +14,9 @@ from sumlib.config.params import Config
 from sumlib.config.runs import RunConfig
 from sumlib.data.dataset import Dataset, Sample
 from sumlib.data.registry import open_dataset
+from sumlib.data.tasks import Task
 from sumlib.model.sum import Sum
-from sumlib.pseudo.store import Label, PseudoLabels, require_image_size
+from sumlib.pseudo.store import AGAIN, Label, PseudoLabels, require_image_size
 
 
 @dataclass(frozen=True)
@@ -138,6 +139,10 @@ class PseudoSource:
         numbers = {name: i for i, name in enumerate(images.names)}
         self.images, self.labels, self.kind, self.vanished = images, labels, kind, Vanished()
         usable = [name for name in labels.images if kind == "sam" or labels.areas(name, kind).any()]
+        if gone := [name for name in usable if name not in numbers]:
+            raise ValueError(
+                f"{labels.path}: image {gone[0]!r} is not in {images.name}; restore the image, or {AGAIN}"
+            )
         self.numbers = [numbers[name] for name in usable]
         if len(usable) < len(labels.images):
             empty = len(labels.images) - len(usable)
@@ -169,7 +174,7 @@ class PseudoSource:
             target,
             framed(label.certainty, side),
             backup,
-            torch.zeros(prompts, dtype=torch.long),
+            torch.full((prompts,), Task.UNSPECIFIED),
         )
 
     def _masks(self, label: Label) -> np.ndarray:

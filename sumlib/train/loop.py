@@ -103,7 +103,9 @@ def fingerprint(*parts: object) -> str:
     digest = hashlib.sha256()
     for part in parts:
         if isinstance(part, Path):
-            digest.update(part.read_bytes())
+            with part.open("rb") as file:
+                for block in iter(lambda: file.read(2**20), b""):
+                    digest.update(block)
         else:
             digest.update(json.dumps(part, sort_keys=True, default=repr).encode())
     return digest.hexdigest()[:16]

@@ -12,8 +12,6 @@ from sumlib.data.dataset import Entry, Loaded
 from sumlib.data.images import BadSampleError, is_turned, read_image
 
 PACKS = ("entity_01_11580", "entity_02_11598", "entity_03_10049")
-SUBPARTS = range(27, 46)
-"""Fashionpedia's categories of garment parts and decorations."""
 EMPTY = "mask is empty and left out; remove the annotation or restore its segmentation"
 
 
