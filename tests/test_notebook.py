@@ -1,12 +1,16 @@
 """sumlib.pipeline.notebook on a small notebook: stable code, stable execution, clear failures, true
 dependencies."""
 
+import base64
+import io
 import json
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from sumlib.base.paths import NOTEBOOKS, ROOT
 from sumlib.pipeline import notebook
@@ -188,6 +192,28 @@ def test_every_notebook_gets_its_code_files(tmp_path):
     ]
     assert "# sumlib.methods.u2pl " not in (tmp_path / "evaluate" / "u2pl.py").read_text()
     assert "# sumlib.methods.hq_sam " in (tmp_path / "evaluate" / "hq_sam.py").read_text()
+
+
+def test_pictures_of_a_book_are_light_and_still_the_same_pictures(tmp_path):
+    shade = np.linspace(0, 255, 1500).astype(np.uint8)
+    rows = np.tile(shade, (300, 1))
+    noise = np.random.default_rng(0).integers(0, 20, (300, 1500, 3), np.uint8)
+    pixels = (np.stack([rows, rows[:, ::-1], np.full_like(rows, 90)], -1) // 2 + noise).astype(np.uint8)
+    png = io.BytesIO()
+    Image.fromarray(pixels).save(png, "png")
+    cell = {"cell_type": "code", "source": ["1"], "metadata": {}}
+    output = {"output_type": "display_data", "data": {"image/png": base64.b64encode(png.getvalue()).decode()}}
+    for folder in ("executed", "folder"):
+        (tmp_path / folder).mkdir()
+        text = json.dumps({"cells": [cell | {"outputs": [output]}]})
+        (tmp_path / folder / "tables.ipynb").write_text(text)
+    (path,) = write_book(["tables"], tmp_path / "book", tmp_path / "executed", tmp_path / "folder")
+    data = json.loads(path.read_text())["cells"][0]["outputs"][0]["data"]["image/png"]
+    light = base64.b64decode(data)
+    picture = Image.open(io.BytesIO(light)).convert("RGB")
+    assert len(light) < len(png.getvalue()) / 2 and picture.size == (1000, 200)
+    small = np.asarray(Image.fromarray(pixels).resize((100, 20), Image.Resampling.BOX), float)
+    assert np.abs(np.asarray(picture.resize((100, 20), Image.Resampling.BOX), float) - small).mean() < 4
 
 
 def test_a_resumed_training_leaves_the_same_notebook(tmp_path):

@@ -220,17 +220,9 @@ def test_stages_name_the_parameters_that_their_notebooks_read(stages):
 
 
 def test_results_belong_to_the_code_in_git(code):
-    """But for the stages in results/awaiting.txt: exactly these are still to be run with the code in git."""
-    file = ROOT / "results" / "awaiting.txt"
-    awaiting = set(file.read_text(encoding="utf-8").split()) if file.is_file() else set()
     reasons = stale(ROOT, code)
-    names = {re.match(r"[\w@.-]+", reason).group() for reason in reasons}
-    assert names == awaiting, "\n".join(
-        [
-            "results are stale: run `make repro`, commit dvc.lock and results/ without awaiting.txt",
-            *(reason for reason in reasons if reason.split(":")[0].split()[0] not in awaiting),
-            *(f"{name} is named in results/awaiting.txt, but is not stale" for name in awaiting - names),
-        ]
+    assert not reasons, "\n".join(
+        ["results are stale: run `make repro`, commit dvc.lock and results/", *reasons]
     )
 
 

@@ -12,13 +12,17 @@ Executed notebooks are normalised, so that identical runs give identical files.
 
 import argparse
 import ast
+import base64
 import contextlib
+import io
 import json
 import os
 import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+from PIL import Image
 
 from sumlib.base.files import write_text
 from sumlib.base.lifetime import end_with_parent
@@ -43,6 +47,9 @@ NOISE = (  # what differs between two runs of the same code, in text outputs
     (re.compile(r"\b0x[0-9a-f]{6,}\b"), "0x0"),
     (re.compile(r"^.*\b(resuming after|starting anew)\b.*\n?", re.MULTILINE), ""),  # said after a kill
 )
+
+PICTURE_WIDTH = 1000
+"""Pixels of a picture in a copy for readers, at most."""
 
 
 def run(name: str, parameters: dict, output: Path, folder: Path = NOTEBOOKS) -> None:
@@ -103,7 +110,8 @@ def write_book(
     """Copy the executed notebooks of the stages into the folder `output`, as `<notebook>.ipynb`; the paths.
 
     What stands after @ in a name is dropped, so only one of a kind can be copied. The prose is that of the
-    notebook in `folder` today, since a change of words repeats no stage. NotebookError if one is missing.
+    notebook in `folder` today, since a change of words repeats no stage; pictures are made smaller.
+    NotebookError if one is missing.
     """
     paths = []
     for name in names:
@@ -125,7 +133,27 @@ def _with_prose_of(path: Path, executed: str) -> str:
     if len(prose) == len(cells):  # else cells were added or taken away, and it is run again anyway
         for cell, source in zip(cells, prose):
             cell["source"] = source
+    for cell in notebook["cells"]:
+        for output in cell.get("outputs", []):
+            data = output.get("data", {})
+            if "image/png" in data:
+                data["image/png"] = _light_picture("".join(data["image/png"]))
     return json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
+
+
+def _light_picture(png: str) -> str:
+    """A PNG (in base 64) for a web page: `PICTURE_WIDTH` at most, with a palette, if that makes it smaller.
+
+    The pictures in full are in results/ and in artifacts/notebooks/.
+    """
+    content = base64.b64decode(png)
+    picture = Image.open(io.BytesIO(content)).convert("RGB")
+    if picture.width > PICTURE_WIDTH:
+        size = PICTURE_WIDTH, round(picture.height * PICTURE_WIDTH / picture.width)
+        picture = picture.resize(size, Image.Resampling.LANCZOS)
+    light = io.BytesIO()
+    picture.quantize(256).save(light, "png", optimize=True)
+    return base64.b64encode(min(light.getvalue(), content, key=len)).decode() + "\n"
 
 
 def stage_of(name: str) -> str:
