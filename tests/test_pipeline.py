@@ -207,9 +207,12 @@ def test_stages_name_the_parameters_that_their_notebooks_read(stages):
             for node in ast.walk(tree)
             if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "config"
         }
-        read = attributes & SECTIONS.keys() | (
-            {"model", "data"} if attributes & {"checkpoint", "data_root"} else set()
-        )
+        read = attributes & SECTIONS.keys()
+        read |= {
+            section
+            for section, name in (("model", "checkpoint"), ("data", "data_root"))
+            if name in attributes
+        }
         assert read <= keys, (
             f"{name} reads config.{', config.'.join(sorted(read - keys))}: name it in dvc.yaml, params"
         )

@@ -37,7 +37,7 @@ PLAIN = "sum"
 
 
 def code_files(folder: Path = NOTEBOOKS, root: Path = ROOT) -> dict[str, str]:
-    """Path below the folder of code files -> text, for all notebooks of `folder`.
+    """Path below the folder of code files -> text, for all notebooks of `folder` and for the data sets.
 
     `root` is the folder that holds ``sumlib/``.
     """
@@ -50,7 +50,7 @@ def code_files(folder: Path = NOTEBOOKS, root: Path = ROOT) -> dict[str, str]:
                 files[f"{path.stem}/{method}.py"] = code_file(cells, extra, root)
         else:
             files[f"{path.stem}.py"] = code_file(cells, architectures(cells, root), root)
-    return files
+    return files | dataset_files(root)
 
 
 def dataset_files(root: Path = ROOT) -> dict[str, str]:
@@ -126,7 +126,7 @@ def _text(module: str, root: Path) -> str:
 def write_code(folder: Path = NOTEBOOKS, output: Path = CODE, root: Path = ROOT) -> list[Path]:
     """Write the code files of all notebooks and those of data sets below `output` and return their paths."""
     paths = []
-    for name, text in {**code_files(folder, root), **dataset_files(root)}.items():
+    for name, text in code_files(folder, root).items():
         paths.append(output / name)
         write_text(paths[-1], text)
     return paths
