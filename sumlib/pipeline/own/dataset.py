@@ -19,6 +19,7 @@ from sumlib.base.code import code_hash
 from sumlib.base.files import write_text
 from sumlib.base.masks import connected_components, longest_side_size
 from sumlib.base.parallel import processes
+from sumlib.base.progress import with_bar
 from sumlib.data.dataset import BadSample, Dataset, Entry, Loaded, Sample
 from sumlib.data.images import BadSampleError
 from sumlib.data.tasks import Task
@@ -29,6 +30,8 @@ from sumlib.pipeline.own.reading.problems import BadFile, kind_of
 
 LARGE = 0.95
 """Share of the image above which a mask is taken to be inverted by mistake."""
+BLOCK = 256
+"""Images that a killed check does not read again."""
 CACHE = Path(".sumlib") / "checked.json"
 """Below a project's folder; may be deleted at any time."""
 
@@ -226,9 +229,9 @@ def _pieces(mask: np.ndarray) -> list[np.ndarray]:
 class Facts:
     """What reading each image found, remembered by path, size and time of its files.
 
-    A fact is {"size": [H, W], "areas": pixels of each mask, "left": side of each in pixels at which it is
-    still there, "bad": [path, reason, kind] or None, "left_out": {annotation: [path, reason, kind]}, "notes":
-    [[kind, text]]}.
+    A fact is {"size": [H, W], "areas": pixels of each mask, "gone": how many of them are nothing at the
+    model's ``side``, "bad": [path, reason, kind] or None, "left_out": {annotation: [path, reason, kind]},
+    "notes": [[kind, text]]}.
     """
 
     def __init__(self, file: Path | None, side: int = 0):
@@ -241,13 +244,15 @@ class Facts:
     def of(self, entries: Sequence[OwnEntry], workers: int = 1) -> list[dict[str, Any]]:
         """A fact for each entry; what is not known is read, on ``workers`` threads."""
         keys = [self._key(entry) for entry in entries]
-        missing = {key: entry for key, entry in zip(keys, entries) if key not in self.known}
+        missing = [(key, entry) for key, entry in zip(keys, entries) if key not in self.known]
+        found: dict[str, dict] = {}
         with ThreadPoolExecutor(workers) as pool:
-            found = dict(zip(missing, pool.map(self._look, missing.values())))
-        lasting = {key: fact for key, fact in found.items() if not fact["transient"]}
-        if lasting:
-            self.known |= lasting
-            self._save()
+            for start in with_bar(range(0, len(missing), BLOCK), "check", len(missing) > BLOCK):
+                block = missing[start : start + BLOCK]
+                new = dict(zip((key for key, _ in block), pool.map(self._look, (one for _, one in block))))
+                found |= new
+                self.known |= {key: fact for key, fact in new.items() if not fact["transient"]}
+                self._save()
         return [found.get(key) or self.known[key] for key in keys]
 
     def _save(self) -> None:

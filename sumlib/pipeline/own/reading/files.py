@@ -163,3 +163,14 @@ def _core(key: str) -> str:
     folder, _, name = key.rpartition("/")
     name = re.sub(rf"(?i)^{WORDS}[_\-. ]+|[_\-. ]+{WORDS}$", "", name)
     return f"{folder}/{name}" if folder else name
+
+
+def looks_like_mask(key: str) -> bool:
+    """Whether a name says that the file is a mask: where images and masks share a folder.
+
+    >>> looks_like_mask("a_mask"), looks_like_mask("b/a-gt-2"), looks_like_mask("mask_7"), looks_like_mask("a")
+    (True, True, True, False)
+    """
+    name = key.rpartition("/")[2]
+    word = r"(?:masks?|gt|labels?|segs?|segmentation|instances?|annotations?)"
+    return bool(re.search(rf"(?i)(?:[_\-. ]{word}(?:[_\-. ]?\d+)?$)|(?:^{word}[_\-. ])", name))
