@@ -30,6 +30,8 @@ from sumlib.pipeline.own.reading.problems import BadFile, kind_of
 
 LARGE = 0.95
 """Share of the image above which a mask is taken to be inverted by mistake."""
+SIDES = (64, 256, 512, 768, 1024)
+"""Input sides of models, in pixels."""
 BLOCK = 256
 """Images that a killed check does not read again."""
 CACHE = Path(".sumlib") / "checked.json"
@@ -229,13 +231,13 @@ def _pieces(mask: np.ndarray) -> list[np.ndarray]:
 class Facts:
     """What reading each image found, remembered by path, size and time of its files.
 
-    A fact is {"size": [H, W], "areas": pixels of each mask, "gone": how many of them are nothing at the
-    model's ``side``, "bad": [path, reason, kind] or None, "left_out": {annotation: [path, reason, kind]},
-    "notes": [[kind, text]]}.
+    A fact is {"size": [H, W], "areas": pixels of each mask, "sides": the smallest of `SIDES` at which it is
+    still there (0: none), "bad": [path, reason, kind] or None, "left_out": {annotation: [path, reason,
+    kind]}, "notes": [[kind, text]]}.
     """
 
-    def __init__(self, file: Path | None, side: int = 0):
-        self.file, self.side = file, side
+    def __init__(self, file: Path | None):
+        self.file = file
         self.known: dict[str, dict] = {}
         with suppress(OSError, ValueError, AttributeError):
             if file is not None:
@@ -261,7 +263,7 @@ class Facts:
                 write_text(self.file, json.dumps(self.known))
 
     def _key(self, entry: OwnEntry) -> str:
-        digest = hashlib.sha256(f"{readers_code()} {self.side}".encode() + pickle.dumps(entry.load))
+        digest = hashlib.sha256(readers_code().encode() + pickle.dumps(entry.load))
         for path in entry.files:
             try:
                 found = path.stat()
@@ -271,7 +273,7 @@ class Facts:
         return digest.hexdigest()[:32]
 
     def _look(self, entry: OwnEntry) -> dict[str, Any]:
-        fact = {"size": None, "areas": [], "gone": 0, "bad": None, "left_out": {}, "notes": []}
+        fact = {"size": None, "areas": [], "sides": [], "bad": None, "left_out": {}, "notes": []}
         fact["transient"] = False
         try:
             reading = entry.load.args[0]()
@@ -280,7 +282,7 @@ class Facts:
             return fact
         fact["size"] = list(reading.image.shape[:2])
         fact["areas"] = [int(mask.sum()) for mask in reading.masks]
-        fact["gone"] = sum(not survives(mask, self.side) for mask in reading.masks) if self.side else 0
+        fact["sides"] = [next((s for s in SIDES if survives(mask, s)), 0) for mask in reading.masks]
         fact["left_out"] = {name: _told(error) for name, error in reading.left_out.items()}
         fact["notes"] = [list(note) for note in reading.notes]
         return fact
