@@ -1,5 +1,6 @@
 """Which model a checkpoint file holds, by the names and shapes in it; its weights are not read."""
 
+import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +55,9 @@ def recognise(path: Path, expected: str = "auto") -> Recognised:
         return Recognised(path, problem=f"there is no such file; SAM's own are {names}, at {where}")
     try:
         shapes = _shapes(path)
+    except pickle.UnpicklingError:
+        text = "is no checkpoint, or holds more than tensors; save its state_dict as a file of its own"
+        return Recognised(path, problem=text)
     except Exception as error:  # readers raise all sorts at damaged bytes
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         return Recognised(path, problem=f"is truncated or no checkpoint ({reason}); download it again")

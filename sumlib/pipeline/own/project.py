@@ -201,7 +201,12 @@ class _Look:
         return (MaskSource(path, self._task(self.given.get("task", "auto")), self._form(None)),)
 
     def _listed(self, task: Any, value: Any) -> list:
-        return value if isinstance(value, list) and value else [value if value != [] else None]
+        """The places of one task's masks: a text, or several."""
+        if not value or not isinstance(value, (str, list)):
+            self.reader.fail(
+                f"masks.{task} is {shown(value)}; allowed: a folder, a COCO JSON, or a list of them"
+            )
+        return value if isinstance(value, list) else [value]
 
     def _task(self, name: Any) -> str:
         if not isinstance(name, str) or not re.fullmatch(r"[^\W\d_][\w -]{0,39}", name):
