@@ -119,5 +119,3 @@ def runs(mask: np.ndarray) -> dict:
     lengths = np.diff(np.r_[0, edges])
     rest = flat.size - int(lengths.sum())
     return {"size": list(mask.shape), "counts": [*lengths.tolist(), *([rest] if rest else [])]}
-
-

@@ -81,7 +81,10 @@ def test_every_key_is_read(folder):
         ("task: salient\nmasks: {part: masks}", "remove the key task"),
         ("masks: {part: []}", "masks.part is "),
         ("form: bianry", "the nearest is binary"),
-        ("masks: {part: masks}\nform: {prat: labels}", "unknown key form.prat; the nearest known one is part"),
+        (
+            "masks: {part: masks}\nform: {prat: labels}",
+            "unknown key form.prat; the nearest known one is part",
+        ),
         ("held_out: 1", "nothing would be trained on"),
         ("held_out: 1.5", "held_out is 1.5; allowed: at least 0 and at most 1"),
         ("held_out: project.yml", "did you mean project.yaml?"),

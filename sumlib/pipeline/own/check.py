@@ -125,9 +125,13 @@ class CheckReport:
             lines.append(f"images (height x width): {', '.join(common)}{more}")
         if self.shares:
             low, middle, high = np.percentile(self.shares, [0, 50, 100])
-            lines.append(f"masks cover {low:.2%} to {high:.1%} of their image, half of them below {middle:.1%}")
+            lines.append(
+                f"masks cover {low:.2%} to {high:.1%} of their image, half of them below {middle:.1%}"
+            )
         if self.needed:
-            lines.append(f"disk: at most about {_bytes(self.needed)} will be written, {_bytes(self.free)} are free")
+            lines.append(
+                f"disk: at most about {_bytes(self.needed)} will be written, {_bytes(self.free)} are free"
+            )
         return lines
 
     def _groups(self, title: str, kinds: dict[str, str]) -> list[str]:

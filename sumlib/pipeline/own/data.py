@@ -176,7 +176,9 @@ def _coco_source(project: Project, source: MaskSource, images: Sequence[Listed])
         if not segmentations:
             continue
         if image not in listed and not image.is_file():
-            reason = f"is missing, but {source.path.name} has {len(segmentations)} annotations of it; restore it"
+            reason = (
+                f"is missing, but {source.path.name} has {len(segmentations)} annotations of it; restore it"
+            )
             found.problems.append(Problem("no image", image.stem, image, reason))
             continue
         read = partial(read_coco, image, source.path, segmentations, content.sizes[image], rules)
@@ -223,13 +225,13 @@ def _layout(pairing, several: int) -> str:
     if pairing.in_folders:
         return "a folder of masks for each image; "
     loose = ", paired without words such as `mask` in their names" if pairing.loose else ""
-    return f"several files an image ({several} images){loose}; " if several else loose[2:] + "; " * bool(loose)
+    return (
+        f"several files an image ({several} images){loose}; " if several else loose[2:] + "; " * bool(loose)
+    )
 
 
 def _rules(project: Project, form: str) -> Rules:
-    return Rules(
-        form, project.foreground, project.ignore, project.split, project.contrast, readers_code()
-    )
+    return Rules(form, project.foreground, project.ignore, project.split, project.contrast, readers_code())
 
 
 def _entries(found: Sequence[_Found], tasks: dict[str, int], keys: dict[Path, str]) -> list[OwnEntry]:
@@ -255,7 +257,11 @@ def _said(
     """What was understood of each source."""
     lines = []
     for source, one in zip(sources, found):
-        place = source.path.relative_to(project.folder) if source.path.is_relative_to(project.folder) else source.path
+        place = (
+            source.path.relative_to(project.folder)
+            if source.path.is_relative_to(project.folder)
+            else source.path
+        )
         why = "" if source.task != "auto" else "; otherwise say `task: ...`"
         kind = f"task {one.task} (id {tasks[one.task]}{why})"
         lines.append(f"{place}: {one.text}; {kind}")
@@ -270,7 +276,9 @@ def _nothing(
     orphans = [problem for one in found for problem in one.problems if problem.kind == "no image"]
     hint = ""
     if images and orphans:
-        hint = f": an image is called {images[0].path.name}, a mask {orphans[0].path.name}; give both one name"
+        hint = (
+            f": an image is called {images[0].path.name}, a mask {orphans[0].path.name}; give both one name"
+        )
     return f"{where}: no mask belongs to any of the {len(images)} images in {project.images}{hint}"
 
 
@@ -304,7 +312,7 @@ def _named(project: Project, wanted: Sequence[str], paths: Sequence[Path], keys:
     table: dict[str, Path] = {}
     for path in paths:
         key = keys.get(str(path), path.stem)
-        table |= {name: path for name in (path.stem, path.name, key, key + path.suffix)}
+        table |= dict.fromkeys((path.stem, path.name, key, key + path.suffix), path)
     unknown = [name for name in wanted if name not in table]
     if unknown:
         near = get_close_matches(unknown[0], table, 1)
@@ -373,6 +381,8 @@ def _leaks(listed: Sequence[Listed], held: Sequence[Listed]) -> set[Path]:
     known = {marks[path] for path in paths if path in marks}
     leaks |= {file.path for file in suspects if marks.get(file.path) in known}
     for file in listed:
-        if file.path not in leaks and any(same_picture(file.path, p) for p in by_stem.get(file.path.stem, ())):
+        if file.path not in leaks and any(
+            same_picture(file.path, p) for p in by_stem.get(file.path.stem, ())
+        ):
             leaks.add(file.path)
     return leaks

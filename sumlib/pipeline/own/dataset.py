@@ -127,9 +127,7 @@ def loaded(read: Callable[[], Reading]) -> Loaded:
 def read_unlabeled(image: Path, rules: Rules) -> Reading:
     """An image without masks. Raises BadSampleError."""
     picture = read_picture(image, rules.contrast)
-    return Reading(
-        picture.pixels, np.zeros((0, *picture.pixels.shape[:2]), bool), notes=picture.notes
-    )
+    return Reading(picture.pixels, np.zeros((0, *picture.pixels.shape[:2]), bool), notes=picture.notes)
 
 
 def read_files(image: Path, masks: tuple[Path, ...], rules: Rules) -> Reading:
@@ -145,7 +143,11 @@ def read_files(image: Path, masks: tuple[Path, ...], rules: Rules) -> Reading:
 
 
 def read_coco(
-    image: Path, json_path: Path, segmentations: list[Segmentation], size: tuple[int, int] | None, rules: Rules
+    image: Path,
+    json_path: Path,
+    segmentations: list[Segmentation],
+    size: tuple[int, int] | None,
+    rules: Rules,
 ) -> Reading:
     """An image and the masks of its annotations; ``size`` is the one that the JSON states.
 

@@ -17,7 +17,6 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
-from sumlib.base.files import write_text
 from sumlib.config.schema import Count, Fraction, OneOf, Positive, Range, Reader, Seed, shown
 from sumlib.config.yaml_file import read_yaml
 from sumlib.data.tasks import Task

@@ -9,10 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 SUFFIXES = frozenset(
-    ".jpg .jpeg .jpe .jfif .png .tif .tiff .webp .bmp .gif .ppm .pgm .pnm .jp2 .avif .tga".split()
+    [".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".tif", ".tiff", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".pnm", ".jp2", ".avif", ".tga"]
 )
 """Of files that Pillow reads."""
-FOREIGN = frozenset(".heic .heif .dng .cr2 .nef .arw .raw .psd .dcm .nii .npy .czi .nd2 .lif .svs .pdf".split())
+FOREIGN = frozenset(
+    [".heic", ".heif", ".dng", ".cr2", ".nef", ".arw", ".raw", ".psd", ".dcm", ".nii", ".npy", ".czi", ".nd2", ".lif", ".svs", ".pdf"]
+)
 """Of pictures that it does not read: they are listed as such."""
 WORDS = r"(?:images?|imgs?|im|photos?|masks?|gt|labels?|segs?|segmentation|annotations?|instances?)"
 """What names of images and masks hold beside the number they share."""

@@ -98,9 +98,7 @@ def read_picture(path: Path, contrast: str = "percentiles") -> Picture:
         values = _values(picture, path) if depth and contrast == "percentiles" else None
     notes = [("alpha", "transparency is ignored")] if alpha and mode != "LAB" else []
     if depth:
-        rule = (
-            "stretched between their 0.1 and 99.9 percentiles" if values is not None else "scaled by type"
-        )
+        rule = "stretched between their 0.1 and 99.9 percentiles" if values is not None else "scaled by type"
         notes.append(("deep", f"{depth}: {rule}"))
     pixels = read_image(path) if values is None else turned(_stretched(values, path), orientation)
     return Picture(pixels, orientation, tuple(notes))
@@ -125,7 +123,9 @@ def _values(picture: Image.Image, path: Path) -> np.ndarray:
     values = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
     if values is None:
         raise BadFile(path, "16-bit colours cannot be read; save the image with 8 bits a channel")
-    return values[..., 2::-1] if values.ndim == 3 and values.shape[2] >= 3 else values.reshape(values.shape[:2])
+    return (
+        values[..., 2::-1] if values.ndim == 3 and values.shape[2] >= 3 else values.reshape(values.shape[:2])
+    )
 
 
 def _stretched(values: np.ndarray, path: Path) -> np.ndarray:
