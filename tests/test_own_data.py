@@ -166,7 +166,7 @@ def test_pieces_can_be_masks_of_their_own(folder):
 NAMES = [
     ("a.jpg", "a.png"), ("a.JPG", "a.PNG"), ("a.jpg", "a_mask.png"), ("a.jpg", "a-1.png"),
     ("a.jpg", "a.jpg.png"), ("img_7.jpg", "mask_7.png"), ("7_im.jpg", "7_gt.png"), ("b/a.jpg", "b/a.png"),
-    ("b/a.jpg", "b/a/0.png"), ("é ü.jpg", "é ü.png"), ("a.b.c.jpg", "a.b.c_seg.png"), ("写真.jpg", "写真.tif"),
+    ("b/a.jpg", "b/a/0.png"), ("é ü.jpg", "é ü.png"), ("a.b.c.jpg", "a.b.c_seg.png"), ("写真.jpg", "写真.tif")
 ]  # fmt: skip
 
 

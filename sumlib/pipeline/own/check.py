@@ -104,8 +104,9 @@ class CheckReport:
         lines += self._groups("Left out:", LEFT_OUT) + self._groups("Worth knowing:", NOTED)
         if self.share > self.project.bad_share:
             lines.append(
-                f"TOO MUCH IS BAD: {self.bad} of {self.bad + self.masks} masks ({self.share:.1%}) are left out, "
-                f"more than bad_share allows ({self.project.bad_share:.0%}); mend them or raise bad_share"
+                f"TOO MUCH IS BAD: {self.bad} of {self.bad + self.masks} masks ({self.share:.1%}) "
+                "are left out, more than "
+                f"bad_share allows ({self.project.bad_share:.0%}); mend them or raise bad_share"
             )
         elif self.bad:
             total = self.bad + self.masks

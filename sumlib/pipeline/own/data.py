@@ -203,10 +203,8 @@ def _folder_source(project: Project, source: MaskSource, images: Sequence[Listed
     found = _Found(_layout(pairing, several) + meaning.text, source.task)
     if source.task == "auto":
         found.task = "entity" if many else "salient"
-    found.problems += [
-        Problem("no image", file.key, file.path, f"there is no image of that name in {project.images}; restore it")
-        for file in pairing.orphans
-    ]  # fmt: skip
+    reason = f"there is no image of that name in {project.images}; restore it"
+    found.problems += [Problem("no image", file.key, file.path, reason) for file in pairing.orphans]
     by_key = {image.key: image.path for image in images}
     rules = _rules(project, meaning.form)
     for key, own in pairing.masks.items():

@@ -72,7 +72,7 @@ class Project:
     init_from: Path | None = None
     """A trained model to go on from, or the folder of an earlier project; None: the checkpoint."""
     keep: float | str = "choose"
-    """Share of the tuning that is kept when the weights are mixed with SAM's afterwards (1: all), or choose."""
+    """Share of the tuning that is kept when weights are mixed with SAM's afterwards (1: all), or choose."""
     learning_curve: tuple[int, ...] = ()
     """Numbers of masks to train with, to see how many are needed; 0 stands for all of them."""
     evaluate: tuple[tuple[str, Path], ...] = ()

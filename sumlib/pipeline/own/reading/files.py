@@ -8,14 +8,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-SUFFIXES = frozenset(
-    [".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".tif", ".tiff", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".pnm", ".jp2", ".avif", ".tga"]
-)
-"""Of files that Pillow reads."""
-FOREIGN = frozenset(
-    [".heic", ".heif", ".dng", ".cr2", ".nef", ".arw", ".raw", ".psd", ".dcm", ".nii", ".npy", ".czi", ".nd2", ".lif", ".svs", ".pdf"]
-)
-"""Of pictures that it does not read: they are listed as such."""
+READ = re.compile(r"(?i)\.(jpe?g|jpe|jfif|png|tiff?|webp|bmp|gif|p[pgn]m|jp2|avif|tga)")
+"""Suffixes of files that Pillow reads."""
+FOREIGN = re.compile(r"(?i)\.(hei[cf]|dng|cr2|nef|arw|raw|psd|dcm|nii|npy|czi|nd2|lif|svs|pdf)")
+"""Suffixes of pictures that it does not read: they are listed as such."""
 WORDS = r"(?:images?|imgs?|im|photos?|masks?|gt|labels?|segs?|segmentation|annotations?|instances?)"
 """What names of images and masks hold beside the number they share."""
 
@@ -39,7 +35,7 @@ def is_image_name(name: str) -> bool:
     >>> is_image_name("a.JPG"), is_image_name("a.txt"), is_image_name("._a.jpg")
     (True, False, False)
     """
-    return os.path.splitext(name)[1].lower() in SUFFIXES and not name.startswith(".")
+    return bool(READ.fullmatch(os.path.splitext(name)[1])) and not name.startswith(".")
 
 
 def list_images(folder: Path, deep: bool = True) -> tuple[list[Listed], list[Path]]:
@@ -59,7 +55,7 @@ def list_images(folder: Path, deep: bool = True) -> tuple[list[Listed], list[Pat
                         folders.append(entry.path)
                     continue
                 stem, suffix = os.path.splitext(entry.name)
-                if suffix.lower() in SUFFIXES:
+                if READ.fullmatch(suffix):
                     try:
                         found = entry.stat()
                         size, changed = found.st_size, found.st_mtime_ns
@@ -67,7 +63,7 @@ def list_images(folder: Path, deep: bool = True) -> tuple[list[Listed], list[Pat
                         size, changed = -1, 0
                     key = nfc(os.path.join(os.path.dirname(entry.path), stem)[start:])
                     images.append(Listed(Path(entry.path), key, size, changed))
-                elif suffix.lower() in FOREIGN:
+                elif FOREIGN.fullmatch(suffix):
                     foreign.append(Path(entry.path))
     images.sort(key=lambda file: (file.key, str(file.path)))
     return images, sorted(foreign)
@@ -170,8 +166,8 @@ def _core(key: str) -> str:
 def looks_like_mask(key: str) -> bool:
     """Whether a name says that the file is a mask: where images and masks share a folder.
 
-    >>> looks_like_mask("a_mask"), looks_like_mask("b/a-gt-2"), looks_like_mask("mask_7"), looks_like_mask("a")
-    (True, True, True, False)
+    >>> [looks_like_mask(name) for name in ("a_mask", "b/a-gt-2", "mask_7", "a")]
+    [True, True, True, False]
     """
     name = key.rpartition("/")[2]
     word = r"(?:masks?|gt|labels?|segs?|segmentation|instances?|annotations?)"
