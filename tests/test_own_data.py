@@ -75,7 +75,7 @@ def only(report, kind: str) -> list:
 def test_every_form_gives_the_masks_that_were_written(tmp_path, form):
     data = opened(write_project(tmp_path / "p", form, images=6, unlabeled=2))
     level = "salient" if form.startswith("binary") else "entity"
-    truth, found = micro_masks(level), samples(data)
+    truth, found = micro_masks(level, 6), samples(data)
     assert len(found) == 6 and not data.problems and len(data.unlabeled) == 2
     assert data.tasks == ({"salient": 1} if level == "salient" else {"entity": 2})
     for name, sample in found.items():
@@ -527,7 +527,7 @@ def test_held_out_names_and_folders(folder, tmp_path):
     data = opened(folder, "held_out: ../other\nevaluate: {more: ../other}\ntask: leaf")
     assert len(data.held_out) == 4 and len(data.train) == 9 and "a1" not in data.train.names
     assert {int(sample.task) for sample in data.held_out} == {4} and data.tasks == {"leaf": 4}
-    sets = open_sets(read_project(folder))
+    sets = open_sets(read_project(folder), data.tasks)
     assert list(sets) == ["more"] and len(sets["more"].good()) == 4
 
 

@@ -5,28 +5,18 @@ seconds. `sumlib.pipeline.own.check` reads them.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 
-from sumlib.pipeline.own.dataset import (
-    CACHE,
-    Facts,
-    OwnDataset,
-    OwnEntry,
-    entry,
-    read_coco,
-    read_files,
-    read_unlabeled,
-    readers_code,
-)
-from sumlib.pipeline.own.project import MaskSource, Project, read_project, task_ids
-from sumlib.pipeline.own.reading.annotations import read_annotations
-from sumlib.pipeline.own.reading.files import Listed, list_images, looks_like_mask, pair
-from sumlib.pipeline.own.reading.masks import Rules, understand
+from sumlib.pipeline.own.dataset import CACHE, Facts, OwnDataset, OwnEntry, entry, read_unlabeled
+from sumlib.pipeline.own.project import KNOWN_TASKS, MaskSource, Project, read_project, task_ids
+from sumlib.pipeline.own.reading.files import Listed, list_images, listed
+from sumlib.pipeline.own.reading.masks import Rules
 from sumlib.pipeline.own.reading.problems import Problem
+from sumlib.pipeline.own.sources import Found, list_sources, look_at, rules_of
 from sumlib.pipeline.own.split import hold_out, same_bytes, same_picture
 
 
@@ -56,25 +46,17 @@ class OwnData:
         return {name: part for name, part in parts.items() if len(part)}
 
 
-@dataclass
-class _Found:
-    """What one source of masks holds."""
-
-    text: str
-    task: str
-    reads: dict[Path, tuple[tuple[Path, ...], partial]] = field(default_factory=dict)
-    """By image: files and how they are read."""
-    problems: list[Problem] = field(default_factory=list)
-
-
 def open_own(project: Project) -> OwnData:
     """The data of a project, without opening its images.
 
     Raises ValueError where nothing is found that could be trained on, where a JSON is no COCO file, or a
     name in `held_out` is of no image; FileNotFoundError for a folder that has gone.
     """
-    images, foreign, sources = _list(project)
-    found = [_source(project, source, images) for source in sources]
+    images, foreign, sources = list_sources(project)
+    found = [look_at(project, source, images) for source in sources]
+    known = {image.path for image in images}
+    more = dict.fromkeys(image for one in found for image in one.reads if image not in known)
+    images += [listed(path, project.folder) for path in more]  # only a JSON knows them
     tasks = task_ids(project, {source.path: one.task for source, one in zip(sources, found)})
     keys = {image.path: image.key for image in images}
     entries = _entries(found, tasks, keys)
@@ -83,15 +65,18 @@ def open_own(project: Project) -> OwnData:
     problems = [problem for one in found for problem in one.problems]
     problems += [Problem("foreign", p.stem, p, "is not read; save it as PNG or JPEG") for p in foreign]
     facts = Facts(project.folder / CACHE)
-    held, extra, text = _held_out(project, images, entries, tasks)
+    labelled = {e.files[0] for e in entries}
+    marks = same_bytes([image for image in images if image.path in labelled])
+    problems += [
+        Problem("same picture", keys[path], path, "both are on one side of the split") for path in marks
+    ]
+    held, extra, text = _held_out(project, images, entries, marks, tasks)
     train, kept = ([e for e in entries if (e.files[0] in held) == side] for side in (False, True))
     if extra is not None:
         kept, copies = extra.train.entries, _copies(extra.train.entries, entries)
         train = [e for e in train if e.files[0] not in copies]
-        problems += [Problem("held out", e.name, e.path, "is in held_out, too") for e in entries
-                     if e.files[0] in copies]  # fmt: skip
+        problems += [Problem("held out", p.stem, p, "is in held_out, too") for p in sorted(copies)]
     unlabeled, more = _unlabeled(project, images, kept)
-    labelled = {e.files[0] for e in entries}
     problems += [
         Problem("without mask", i.key, i.path, "has no mask") for i in images if i.path not in labelled
     ]
@@ -104,135 +89,34 @@ def open_own(project: Project) -> OwnData:
         understood=[*_said(project, sources, found, tasks), *([text] if text else [])],
         tasks=tasks,
         images=len(images),
-        rules=_rules(project, "binary"),
+        rules=rules_of(project, "binary"),
     )
 
 
-def open_sets(project: Project) -> dict[str, OwnDataset]:
+def open_sets(project: Project, tasks: Mapping[str, int]) -> dict[str, OwnDataset]:
     """The extra evaluation sets of a project, by name: folders that look like a project themselves.
 
-    A set without a `project.yaml` of its own has the first task of this project.
+    ``tasks`` are those of the project's data. A set without a `project.yaml` of its own has the first of
+    them; the id of a task that the project does not have is 0, unless it is one of SAM's paper.
     """
-    return {name: _as_set(project, folder).train for name, folder in project.evaluate}
+    return {name: _as_set(project, folder, tasks).train for name, folder in project.evaluate}
 
 
-def _as_set(project: Project, folder: Path) -> OwnData:
+def _as_set(project: Project, folder: Path, tasks: Mapping[str, int]) -> OwnData:
     """A folder with images and masks as one set, nothing of it held out."""
     own = replace(read_project(folder), held_out=0.0)
     if not own.file.is_file():
-        first = project.masks[0].task
+        first = next(iter(tasks))
         own = replace(own, masks=tuple(replace(source, task=first) for source in own.masks))
         shared = ("foreground", "ignore", "split", "crowd", "contrast")
         own = replace(own, **{key: getattr(project, key) for key in shared})
-    return open_own(own)
+    data = open_own(own)
+    ids = {number: (KNOWN_TASKS | tasks).get(name, 0) for name, number in data.tasks.items()}
+    entries = [replace(one, task=ids[one.task]) for one in data.train.entries]
+    return replace(data, train=OwnDataset(f"{project.folder.name}-{folder.name}", entries, data.train.facts))
 
 
-# ---- looking ------------------------------------------------------------------------------------
-
-
-def _list(project: Project) -> tuple[list[Listed], list[Path], list[MaskSource]]:
-    """Images of a project, pictures that are not read, and the sources of masks.
-
-    Folders of masks and of unlabeled images inside the folder of images are none of its images.
-    """
-    sources = [_inner_json(source) for source in project.masks]
-    images, foreign = list_images(project.images, deep=project.images != project.folder)
-    apart = [s.path for s in sources if s.path.is_dir()] + [project.unlabeled, project.held_out]
-    apart = [p for p in apart if isinstance(p, Path) and p != project.images and p.is_dir()]
-    images = [i for i in images if not any(i.path.is_relative_to(p) for p in apart)]
-    if any(source.path == project.images for source in sources):
-        images = [image for image in images if not looks_like_mask(image.key)]
-    return images, foreign, sources
-
-
-def _inner_json(source: MaskSource) -> MaskSource:
-    """A folder that holds one JSON and no pictures means that JSON."""
-    if source.path.is_dir() and source.form in ("auto", "coco"):
-        files = sorted(source.path.glob("*.json"))
-        if len(files) == 1 and not list_images(source.path)[0]:
-            return replace(source, path=files[0])
-    return source
-
-
-def _source(project: Project, source: MaskSource, images: Sequence[Listed]) -> _Found:
-    """Look what a source holds and how it is to be read."""
-    if source.path.is_file():
-        if source.form not in ("auto", "coco"):
-            raise ValueError(f"{source.path}: is a file, but form is {source.form}; give a folder of masks")
-        return _coco_source(project, source, images)
-    if source.form == "coco":
-        raise ValueError(f"{source.path}: is a folder, but form is coco; give the JSON file")
-    return _folder_source(project, source, images)
-
-
-def _coco_source(project: Project, source: MaskSource, images: Sequence[Listed]) -> _Found:
-    folders = dict.fromkeys([project.images, project.folder, source.path.parent])
-    content = read_annotations(source.path, images, folders, project.crowd)
-    found = _Found(content.text, "entity" if source.task == "auto" else source.task)
-    found.problems = content.problems
-    listed = {image.path for image in images}
-    rules = _rules(project, "coco")
-    for image, segmentations in content.by_image.items():
-        if not segmentations:
-            continue
-        if image not in listed and not image.is_file():
-            reason = (
-                f"is missing, but {source.path.name} has {len(segmentations)} annotations of it; restore it"
-            )
-            found.problems.append(Problem("no image", image.stem, image, reason))
-            continue
-        read = partial(read_coco, image, source.path, segmentations, content.sizes[image], rules)
-        found.reads[image] = ((image,), read)
-    return found
-
-
-def _folder_source(project: Project, source: MaskSource, images: Sequence[Listed]) -> _Found:
-    files, _ = list_images(source.path)
-    if source.path == project.images:
-        files = [file for file in files if looks_like_mask(file.key)]
-    pairing = pair(images, files)
-    several = sum(len(own) > 1 for own in pairing.masks.values())
-    if source.form == "instances-in-folders" and not pairing.in_folders:
-        raise ValueError(
-            f"{source.path}: form is instances-in-folders, but there is no folder with an image's name and "
-            "masks in it; make one an image, or say `form: auto`"
-        )
-    given = "binary" if source.form == "instances-in-folders" else source.form
-    meaning = understand([file.path for own in pairing.masks.values() for file in own], given)
-    many = several or meaning.form == "labels" or project.split
-    found = _Found(_layout(pairing, several) + meaning.text, source.task)
-    if source.task == "auto":
-        found.task = "entity" if many else "salient"
-    reason = f"there is no image of that name in {project.images}; restore it"
-    found.problems += [Problem("no image", file.key, file.path, reason) for file in pairing.orphans]
-    by_key = {image.key: image.path for image in images}
-    rules = _rules(project, meaning.form)
-    for key, own in pairing.masks.items():
-        if key in pairing.ambiguous:
-            names = " and ".join(image.path.name for image in pairing.ambiguous[key])
-            reason = f"{names} share a name: which one {own[0].path.name} is of is not clear; rename one"
-            found.problems.append(Problem("duplicate", key, by_key[key], reason))
-            continue
-        paths = tuple(file.path for file in own)
-        found.reads[by_key[key]] = ((by_key[key], *paths), partial(read_files, by_key[key], paths, rules))
-    return found
-
-
-def _layout(pairing, several: int) -> str:
-    """How masks lie, in words."""
-    if pairing.in_folders:
-        return "a folder of masks for each image; "
-    loose = ", paired without words such as `mask` in their names" if pairing.loose else ""
-    return (
-        f"several files an image ({several} images){loose}; " if several else loose[2:] + "; " * bool(loose)
-    )
-
-
-def _rules(project: Project, form: str) -> Rules:
-    return Rules(form, project.foreground, project.ignore, project.split, project.contrast, readers_code())
-
-
-def _entries(found: Sequence[_Found], tasks: dict[str, int], keys: dict[Path, str]) -> list[OwnEntry]:
+def _entries(found: Sequence[Found], tasks: dict[str, int], keys: dict[Path, str]) -> list[OwnEntry]:
     """An entry for each image and task; those of an image lie together."""
     rows: dict[str, list[OwnEntry]] = defaultdict(list)
     for one in found:
@@ -250,7 +134,7 @@ def _entries(found: Sequence[_Found], tasks: dict[str, int], keys: dict[Path, st
 
 
 def _said(
-    project: Project, sources: Sequence[MaskSource], found: Sequence[_Found], tasks: dict[str, int]
+    project: Project, sources: Sequence[MaskSource], found: Sequence[Found], tasks: dict[str, int]
 ) -> list[str]:
     """What was understood of each source."""
     lines = []
@@ -267,7 +151,7 @@ def _said(
 
 
 def _nothing(
-    project: Project, images: Sequence[Listed], sources: Sequence[MaskSource], found: Sequence[_Found]
+    project: Project, images: Sequence[Listed], sources: Sequence[MaskSource], found: Sequence[Found]
 ) -> str:
     """Why no image has a mask."""
     where = " and ".join(str(source.path) for source in sources)
@@ -284,16 +168,19 @@ def _nothing(
 
 
 def _held_out(
-    project: Project, images: Sequence[Listed], entries: Sequence[OwnEntry], tasks: dict[str, int]
+    project: Project,
+    images: Sequence[Listed],
+    entries: Sequence[OwnEntry],
+    marks: Mapping[Path, str],
+    tasks: Mapping[str, int],
 ) -> tuple[set[Path], OwnData | None, str]:
     """Images that are held out, or the data of a folder that is, and what to say of it."""
     if isinstance(project.held_out, Path):
-        return set(), _as_set(project, project.held_out), f"held out: all of {project.held_out}"
+        return set(), _as_set(project, project.held_out, tasks), f"held out: all of {project.held_out}"
     of_image: dict[str, set[int]] = defaultdict(set)
     for one in entries:
         of_image[str(one.files[0])].add(one.task)
     names = {str(image.path): image.key for image in images}
-    marks = same_bytes([image for image in images if str(image.path) in of_image])
     groups = {names.get(str(path), str(path)): mark for path, mark in marks.items()}
     if isinstance(project.held_out, tuple):
         held = _named(project, project.held_out, [Path(path) for path in of_image], names)
@@ -326,17 +213,9 @@ def _copies(held: Iterable[OwnEntry], others: Iterable[OwnEntry]) -> set[Path]:
     """Images of ``others`` that are byte for byte one of ``held``."""
     first = {one.files[0] for one in held}
     second = {one.files[0] for one in others}
-    marks = same_bytes([_listed(path) for path in first | second])
+    marks = same_bytes([listed(path) for path in sorted(first | second)])
     known = {marks[path] for path in first if path in marks}
     return {path for path in second if path in first or marks.get(path) in known}
-
-
-def _listed(path: Path) -> Listed:
-    try:
-        found = path.stat()
-        return Listed(path, path.stem, found.st_size, found.st_mtime_ns)
-    except OSError:
-        return Listed(path, path.stem, -1, 0)
 
 
 def _unlabeled(
@@ -344,21 +223,23 @@ def _unlabeled(
 ) -> tuple[list[OwnEntry], list[Problem]]:
     """The unlabeled images without those that are held out, which are counted."""
     problems = []
-    listed = list(images)
+    pictures = list(images)
     if project.unlabeled is not None and project.unlabeled != project.images:
-        listed, foreign = list_images(project.unlabeled)
+        pictures, foreign = list_images(project.unlabeled)
         problems += [Problem("foreign", p.stem, p, "is not read; save it as PNG or JPEG") for p in foreign]
-        if not listed:
+        if not pictures:
             text = "holds no image; the labelled images serve as unlabeled ones"
             problems.append(Problem("unlabeled", project.unlabeled.name, project.unlabeled, text))
-            listed = list(images)
-    own = [_listed(path) for path in dict.fromkeys(one.files[0] for one in held)]
-    leaks = _leaks(listed, own)
-    problems += [Problem("held out", i.key, i.path, "is a held-out image") for i in listed if i.path in leaks]
-    rules = _rules(project, "none")
+            pictures = list(images)
+    own = [listed(path) for path in dict.fromkeys(one.files[0] for one in held)]
+    leaks = _leaks(pictures, own)
+    problems += [
+        Problem("held out", i.key, i.path, "is a held-out image") for i in pictures if i.path in leaks
+    ]
+    rules = rules_of(project, "none")
     taken: set[str] = set()
     entries = []
-    for image in listed:
+    for image in pictures:
         if image.path in leaks:
             continue
         name = image.key if image.key not in taken else image.key + image.path.suffix
@@ -367,18 +248,18 @@ def _unlabeled(
     return entries, problems
 
 
-def _leaks(listed: Sequence[Listed], held: Sequence[Listed]) -> set[Path]:
+def _leaks(files: Sequence[Listed], held: Sequence[Listed]) -> set[Path]:
     """Files that are held-out images: the same file, the same bytes, or one name and the same picture."""
     paths, sizes = {file.path for file in held}, {file.size for file in held}
     by_stem = defaultdict(list)
     for file in held:
         by_stem[file.path.stem].append(file.path)
-    leaks = {file.path for file in listed if file.path in paths}
-    suspects = [file for file in listed if file.path not in paths and file.size in sizes]
+    leaks = {file.path for file in files if file.path in paths}
+    suspects = [file for file in files if file.path not in paths and file.size in sizes]
     marks = same_bytes([*suspects, *held])
     known = {marks[path] for path in paths if path in marks}
     leaks |= {file.path for file in suspects if marks.get(file.path) in known}
-    for file in listed:
+    for file in files:
         if file.path not in leaks and any(
             same_picture(file.path, p) for p in by_stem.get(file.path.stem, ())
         ):

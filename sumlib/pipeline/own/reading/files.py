@@ -43,7 +43,7 @@ def list_images(folder: Path, deep: bool = True) -> tuple[list[Listed], list[Pat
 
     Hidden files and folders are passed over, and so are what a project makes inside itself.
     """
-    images, foreign, folders = [], [], [str(folder)]
+    images, foreign, folders, seen = [], [], [str(folder)], set()
     start = len(str(folder).rstrip(os.sep)) + 1
     while folders:
         with os.scandir(folders.pop()) as entries:
@@ -51,8 +51,10 @@ def list_images(folder: Path, deep: bool = True) -> tuple[list[Listed], list[Pat
                 if entry.name.startswith("."):
                     continue
                 if entry.is_dir():
-                    if deep and entry.name != "__MACOSX":
+                    place = os.path.realpath(entry.path) if entry.is_symlink() else entry.path
+                    if deep and entry.name != "__MACOSX" and place not in seen:  # a link may lead back
                         folders.append(entry.path)
+                        seen.add(place)
                     continue
                 stem, suffix = os.path.splitext(entry.name)
                 if READ.fullmatch(suffix):
@@ -67,6 +69,17 @@ def list_images(folder: Path, deep: bool = True) -> tuple[list[Listed], list[Pat
                     foreign.append(Path(entry.path))
     images.sort(key=lambda file: (file.key, str(file.path)))
     return images, sorted(foreign)
+
+
+def listed(path: Path, folder: Path | None = None) -> Listed:
+    """One file as `list_images` of the folder gives it; its key is its stem where it lies elsewhere."""
+    inside = folder is not None and path.is_relative_to(folder)
+    key = nfc(str(path.relative_to(folder).with_suffix(""))) if inside else nfc(path.stem)
+    try:
+        found = path.stat()
+        return Listed(path, key, found.st_size, found.st_mtime_ns)
+    except OSError:
+        return Listed(path, key, -1, 0)
 
 
 def nfc(name: str) -> str:

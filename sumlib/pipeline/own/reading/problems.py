@@ -35,10 +35,7 @@ NOTED = {
     "held out": "unlabeled images that are held-out images, and are not used",
     "spaced name": "names with spaces or letters beyond ASCII, which work",
     "foreign": "pictures in a format that is not read; save them as PNG or JPEG",
-    "loose": "masks that were paired without the words in their names",
-    "checkpoint": "checkpoint",
     "unlabeled": "unlabeled images",
-    "disk": "disk",
 }
 """Kinds of what is kept, or is not an item of the data, and is worth knowing."""
 
