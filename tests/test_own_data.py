@@ -155,7 +155,7 @@ def test_void_of_label_maps_and_labels_to_be_ignored(tmp_path):
 
 def test_pieces_can_be_masks_of_their_own(folder):
     for number in range(10):
-        save_grey(folder / "masks" / f"a{number}.png", blob(number) * 255 | np.eye(20, 30, 20) * 255 > 0)
+        save_grey(folder / "masks" / f"a{number}.png", blob(number) | np.eye(20, 30, 20, dtype=bool))
     two = np.zeros(SIZE)
     two[2:6, 2:6] = two[10:16, 20:28] = 1
     save_grey(folder / "masks" / "a0.png", two)
@@ -378,7 +378,7 @@ def spoil(folder: Path) -> dict[str, int]:
     Image.fromarray(photo(8)).save(images / "a8.jpg")
     (images / "b.heic").write_bytes(b"")
     return {
-        "empty": 1, "whole": 1, "size": 1, "values": 2, "unreadable": 1, "no image": 1, "without mask": 2,
+        "empty": 1, "whole": 1, "size": 1, "values": 2, "unreadable": 1, "no image": 1, "without mask": 1,
         "duplicate": 1, "foreign": 1,
     }  # fmt: skip
 
@@ -387,8 +387,7 @@ def test_bad_files_are_left_out_and_listed_by_kind(folder):
     wanted = spoil(folder)
     report = check(folder)
     found = {name: len(only(report, name)) for name in wanted}
-    found["without mask"] -= sum(p.name == "a8" for p in only(report, "without mask"))
-    assert found == wanted | {"without mask": 1}
+    assert found == wanted
     assert list(samples(report.data)) == ["a9"] and report.masks == 1 and report.bad == 8
     text = report.text()
     assert "TOO MUCH IS BAD: 8 of 9 masks" in text and report.status == BAD
@@ -429,7 +428,7 @@ def test_nothing_belongs_together(tmp_path):
 
 def test_worth_knowing(folder):
     tiny = np.zeros((2000, 3000), bool)
-    tiny[7, 7] = True
+    tiny[8, 8] = True
     Image.fromarray(photo(0, tiny.shape)).save(folder / "images" / "a0.png")
     save_grey(folder / "masks" / "a0.png", tiny)
     save_grey(folder / "masks" / "a1.png", np.arange(600).reshape(SIZE) > 5)

@@ -168,6 +168,7 @@ def check(project: Project | str | Path, *, every: bool = False, write: bool = T
         report.fatal.append(str(error))
         return report
     report.problems += report.data.problems
+    report.bad = sum(problem.masks for problem in report.data.problems if problem.left_out)
     side = (report.checkpoint and report.checkpoint.side) or 1024
     for dataset in (report.data.train, report.data.held_out):
         _look_at_masks(report, dataset, side)

@@ -62,43 +62,62 @@ def open_own(project: Project) -> OwnData:
     entries = _entries(found, tasks, keys)
     if not entries:
         raise ValueError(_nothing(project, images, sources, found))
-    problems = [problem for one in found for problem in one.problems]
-    problems += [Problem("foreign", p.stem, p, "is not read; save it as PNG or JPEG") for p in foreign]
-    facts = Facts(project.folder / CACHE)
-    labelled = {e.files[0] for e in entries}
+    labelled = {one.files[0] for one in entries}
     marks = same_bytes([image for image in images if image.path in labelled])
-    problems += [
-        Problem("same picture", keys[path], path, "both are on one side of the split") for path in marks
-    ]
-    held, extra, text = _held_out(project, images, entries, marks, tasks)
-    train, kept = ([e for e in entries if (e.files[0] in held) == side] for side in (False, True))
+    held, extra = _held_out(project, images, entries, marks, tasks)
+    train, kept = ([one for one in entries if (one.files[0] in held) == side] for side in (False, True))
+    copies: set[Path] = set()
     if extra is not None:
         kept, copies = extra.train.entries, _copies(extra.train.entries, entries)
-        train = [e for e in train if e.files[0] not in copies]
-        problems += [Problem("held out", p.stem, p, "is in held_out, too") for p in sorted(copies)]
-    unlabeled, more = _unlabeled(project, images, kept)
-    problems += [
-        Problem("without mask", i.key, i.path, "has no mask") for i in images if i.path not in labelled
-    ]
-    name = project.folder.name
+        train = [one for one in train if one.files[0] not in copies]
+    unlabeled, problems = _unlabeled(project, images, kept)
+    name, facts = project.folder.name, Facts(project.folder / CACHE)
     return OwnData(
         train=OwnDataset(name, train, facts),
         held_out=OwnDataset(f"{name}-held-out", kept, facts),
         unlabeled=OwnDataset(f"{name}-unlabeled", unlabeled, facts),
-        problems=problems + more,
-        understood=[*_said(project, sources, found, tasks), *([text] if text else [])],
+        problems=[*_problems(found, images, foreign, labelled, marks, copies), *problems],
+        understood=_said(project, sources, found, tasks),
         tasks=tasks,
         images=len(images),
         rules=rules_of(project, "binary"),
     )
 
 
-def open_sets(project: Project, tasks: Mapping[str, int]) -> dict[str, OwnDataset]:
+def _problems(
+    found: Sequence[Found],
+    images: Sequence[Listed],
+    foreign: Sequence[Path],
+    labelled: set[Path],
+    marks: Mapping[Path, str],
+    copies: set[Path],
+) -> list[Problem]:
+    """What names and bytes tell of the labelled images."""
+    problems = [problem for one in found for problem in one.problems]
+    unclear = {problem.name for problem in problems if problem.kind == "duplicate"}
+    problems += [_foreign(path) for path in foreign]
+    problems += [Problem("same picture", p.stem, p, "both are on one side of the split") for p in marks]
+    problems += [Problem("held out", p.stem, p, "is in held_out, too") for p in sorted(copies)]
+    return problems + [
+        Problem("without mask", image.key, image.path, "has no mask")
+        for image in images
+        if image.path not in labelled and image.key not in unclear
+    ]
+
+
+def _foreign(path: Path) -> Problem:
+    return Problem("foreign", path.stem, path, "is not read; save it as PNG or JPEG")
+
+
+def open_sets(project: Project, tasks: Mapping[str, int] | None = None) -> dict[str, OwnDataset]:
     """The extra evaluation sets of a project, by name: folders that look like a project themselves.
 
-    ``tasks`` are those of the project's data. A set without a `project.yaml` of its own has the first of
-    them; the id of a task that the project does not have is 0, unless it is one of SAM's paper.
+    ``tasks`` are those of the project's data; None: they are looked for. A set without a `project.yaml` of
+    its own has the first of them. The id of a task that the project does not have is 0, unless it is one of
+    `KNOWN_TASKS`.
     """
+    if tasks is None and project.evaluate:
+        tasks = open_own(project).tasks
     return {name: _as_set(project, folder, tasks).train for name, folder in project.evaluate}
 
 
@@ -173,10 +192,10 @@ def _held_out(
     entries: Sequence[OwnEntry],
     marks: Mapping[Path, str],
     tasks: Mapping[str, int],
-) -> tuple[set[Path], OwnData | None, str]:
-    """Images that are held out, or the data of a folder that is, and what to say of it."""
+) -> tuple[set[Path], OwnData | None]:
+    """Images that are held out, or the data of a folder that is."""
     if isinstance(project.held_out, Path):
-        return set(), _as_set(project, project.held_out, tasks), f"held out: all of {project.held_out}"
+        return set(), _as_set(project, project.held_out, tasks)
     of_image: dict[str, set[int]] = defaultdict(set)
     for one in entries:
         of_image[str(one.files[0])].add(one.task)
@@ -185,11 +204,11 @@ def _held_out(
     if isinstance(project.held_out, tuple):
         held = _named(project, project.held_out, [Path(path) for path in of_image], names)
         twins = {marks[path] for path in held if path in marks}
-        return held | {path for path, mark in marks.items() if mark in twins}, None, ""
+        return held | {path for path, mark in marks.items() if mark in twins}, None
     keyed = {names.get(path, path): found for path, found in of_image.items()}
     chosen = hold_out(keyed, project.held_out, project.seed, groups)
     held = {Path(path) for path in of_image if names.get(path, path) in chosen}
-    return held, None, ""
+    return held, None
 
 
 def _named(project: Project, wanted: Sequence[str], paths: Sequence[Path], keys: dict[str, str]) -> set[Path]:
@@ -226,16 +245,15 @@ def _unlabeled(
     pictures = list(images)
     if project.unlabeled is not None and project.unlabeled != project.images:
         pictures, foreign = list_images(project.unlabeled)
-        problems += [Problem("foreign", p.stem, p, "is not read; save it as PNG or JPEG") for p in foreign]
+        problems += [_foreign(path) for path in foreign]
         if not pictures:
             text = "holds no image; the labelled images serve as unlabeled ones"
             problems.append(Problem("unlabeled", project.unlabeled.name, project.unlabeled, text))
             pictures = list(images)
     own = [listed(path) for path in dict.fromkeys(one.files[0] for one in held)]
     leaks = _leaks(pictures, own)
-    problems += [
-        Problem("held out", i.key, i.path, "is a held-out image") for i in pictures if i.path in leaks
-    ]
+    copies = leaks - {file.path for file in own}  # that the images themselves are held out is no news
+    problems += [Problem("held out", p.stem, p, "is a held-out image") for p in sorted(copies)]
     rules = rules_of(project, "none")
     taken: set[str] = set()
     entries = []

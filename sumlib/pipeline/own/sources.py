@@ -73,7 +73,7 @@ def _coco_source(project: Project, source: MaskSource, images: Sequence[Listed])
             reason = (
                 f"is missing, but {source.path.name} has {len(segmentations)} annotations of it; restore it"
             )
-            found.problems.append(Problem("no image", image.stem, image, reason))
+            found.problems.append(Problem("no image", image.stem, image, reason, len(segmentations)))
             continue
         read = partial(read_coco, image, source.path, segmentations, content.sizes[image], rules)
         found.reads[image] = ((image,), read)
@@ -105,7 +105,7 @@ def _folder_source(project: Project, source: MaskSource, images: Sequence[Listed
         if key in pairing.ambiguous:
             names = " and ".join(image.path.name for image in pairing.ambiguous[key])
             reason = f"{names} share a name: which one {own[0].path.name} is of is not clear; rename one"
-            found.problems.append(Problem("duplicate", key, by_key[key], reason))
+            found.problems.append(Problem("duplicate", key, by_key[key], reason, len(own)))
             continue
         paths = tuple(file.path for file in own)
         found.reads[by_key[key]] = ((by_key[key], *paths), partial(read_files, by_key[key], paths, rules))

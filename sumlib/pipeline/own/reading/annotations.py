@@ -122,9 +122,11 @@ class _Lookup:
         self.by_path = {nfc(str(image.path)): image.path for image in images}
         self.by_name: dict[str, list[Path]] = defaultdict(list)
         self.by_key: dict[str, list[Path]] = defaultdict(list)
+        self.by_stem: dict[str, list[Path]] = defaultdict(list)
         for image in images:
             self.by_name[nfc(image.path.name)].append(image.path)
             self.by_key[image.key].append(image.path)
+            self.by_stem[nfc(image.path.stem)].append(image.path)
 
     def find(self, name: str) -> Path:
         """The listed file; where there is none, the path at which it should be."""
@@ -132,7 +134,8 @@ class _Lookup:
         for folder in self.folders:
             if (full := nfc(str(folder / inner))) in self.by_path:
                 return self.by_path[full]
-        for table, key in ((self.by_name, inner.name), (self.by_key, str(inner.with_suffix("")))):
+        tables = (self.by_name, inner.name), (self.by_key, str(inner.with_suffix("")))
+        for table, key in (*tables, (self.by_stem, inner.stem)):
             if len(table[key]) == 1:
                 return table[key][0]
         return self.folders[0] / inner

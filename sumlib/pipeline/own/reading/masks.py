@@ -16,7 +16,7 @@ COLOURS = 256
 """A coloured mask with more colours than this is a picture."""
 LABELS_FROM = 0.2
 """Share of files with more than two values from which masks are label maps; fewer are mistakes."""
-JPEG_BAND = 24
+JPEG_BAND = 64
 """So far from black or white a lossy file may be where it means them."""
 
 
@@ -123,13 +123,8 @@ def kind(values: Values) -> str:
         return "binary"
     band = JPEG_BAND if values.scale == "jpeg" else 0
     ends = counts[(found <= found[0] + band) | (found >= found[-1] - band)].sum() / array.size
-    if (
-        values.scale != "colours"
-        and len(found) >= 8
-        and found[0] <= band
-        and found[-1] >= 128
-        and ends >= 0.9
-    ):
+    grey = values.scale != "colours" and found[0] <= band and found[-1] >= 128
+    if grey and len(found) >= 8 and ends >= 0.9:
         return "soft"
     agree = (array[:, 1:] == array[:, :-1]).mean() if array.shape[1] > 1 else 1.0
     many = len(found) > MAX_LABELS or (len(found) > 32 and agree < 0.6)
@@ -148,11 +143,11 @@ class Meaning:
 
 def understand(paths: Sequence[Path], form: str = "auto", looked_at: int = 24) -> Meaning:
     """What the values of mask files mean, from up to ``looked_at`` of them, evenly spaced."""
-    chosen = [paths[i] for i in dict.fromkeys(np.linspace(0, len(paths) - 1, looked_at).astype(int).tolist())]
+    spread = np.linspace(0, len(paths) - 1, looked_at).astype(int).tolist() if paths else []
     kinds, sets, scales = Counter(), Counter(), Counter()
-    for path in chosen if paths else []:
+    for place in dict.fromkeys(spread):
         try:
-            values = read_values(path)
+            values = read_values(paths[place])
         except BadSampleError:
             continue
         kinds[kind(values)] += 1

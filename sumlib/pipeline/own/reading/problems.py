@@ -51,6 +51,8 @@ class Problem:
     path: Path
     reason: str
     """What is wrong and what to do about it."""
+    masks: int = 1
+    """How many masks it takes away, if it leaves something out."""
 
     @property
     def left_out(self) -> bool:
