@@ -450,6 +450,51 @@ def test_survival_is_that_of_training():
         assert survives(mask, int(side)) == framed_masks(mask[None], int(side))[1][0]
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_damaged_files_never_stop_the_check(folder, seed):
+    """Files cut and with bytes changed: every one is read or listed, and the count is whole."""
+    rng = np.random.default_rng(seed)
+    suffixes = [".png", ".tif", ".jpg", ".bmp", ".webp", ".gif"]
+    for number in range(10):
+        for place in ("images", "masks"):
+            path = folder / place / f"a{number}.png"
+            new = path.with_suffix(suffixes[(seed + number) % 6])
+            with Image.open(path) as picture:
+                picture.load()
+            path.unlink()
+            picture.save(new)
+            content = bytearray(new.read_bytes())
+            for _ in range(rng.integers(0, 3)):
+                content[rng.integers(0, len(content))] = rng.integers(0, 256)
+            if rng.random() < 0.3:
+                content = content[: rng.integers(0, len(content))]
+            new.write_bytes(bytes(content))
+    (folder / "project.yaml").write_text("form: binary")
+    report = check(folder, write=False)
+    assert report.masks + report.bad == 10 and all(problem.reason for problem in report.problems)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_damaged_annotations_never_stop_the_check(folder, seed):
+    """Values of a COCO JSON replaced by other ones: each annotation is read or listed."""
+    rng = np.random.default_rng(seed)
+    odd = [None, -1, 0, 3.5, "", "a1.png", [], {}, [[]], [[1, 2]], [[1, 2, "3", 4, 5, 6]], True, 10**20]
+
+    def spoiled(value):
+        if rng.random() < 0.03:
+            return odd[rng.integers(len(odd))]
+        if isinstance(value, dict):
+            return {key: spoiled(item) for key, item in value.items()}
+        return [spoiled(item) for item in value] if isinstance(value, list) else value
+
+    def change(content):
+        content["images"] = [spoiled(record) for record in content["images"]]
+        content["annotations"] = [spoiled(record) for record in content["annotations"]]
+
+    report = check(coco(folder, change), write=False)
+    assert report.fatal or (report.masks and all(problem.reason for problem in report.problems))
+
+
 # ---- what is held out ---------------------------------------------------------------------------
 
 

@@ -124,7 +124,7 @@ def kind(values: Values) -> str:
     band = JPEG_BAND if values.scale == "jpeg" else 0
     ends = counts[(found <= found[0] + band) | (found >= found[-1] - band)].sum() / array.size
     grey = values.scale != "colours" and found[0] <= band and found[-1] >= 128
-    if grey and len(found) >= 8 and ends >= 0.9:
+    if grey and (band or len(found) >= 8) and ends >= 0.9:
         return "soft"
     agree = (array[:, 1:] == array[:, :-1]).mean() if array.shape[1] > 1 else 1.0
     many = len(found) > MAX_LABELS or (len(found) > 32 and agree < 0.6)
