@@ -12,11 +12,13 @@ import pytest
 import torch
 from own_project import FORMS, coco_json, micro_masks, save_grey, write_project
 from PIL import Image
+from segment_anything import sam_model_registry
 
 from sumlib.base.masks import framed_masks
 from sumlib.data.images import BadSampleError
+from sumlib.model.micro_sam import MICRO_DEPTHS, build_sam_micro
 from sumlib.pipeline.own.check import BAD, check
-from sumlib.pipeline.own.checkpoints import recognise
+from sumlib.pipeline.own.checkpoints import model_of, recognise
 from sumlib.pipeline.own.data import open_own, open_sets
 from sumlib.pipeline.own.dataset import survives
 from sumlib.pipeline.own.project import read_project
@@ -166,7 +168,8 @@ def test_pieces_can_be_masks_of_their_own(folder):
 NAMES = [
     ("a.jpg", "a.png"), ("a.JPG", "a.PNG"), ("a.jpg", "a_mask.png"), ("a.jpg", "a-1.png"),
     ("a.jpg", "a.jpg.png"), ("img_7.jpg", "mask_7.png"), ("7_im.jpg", "7_gt.png"), ("b/a.jpg", "b/a.png"),
-    ("b/a.jpg", "b/a/0.png"), ("é ü.jpg", "é ü.png"), ("a.b.c.jpg", "a.b.c_seg.png"), ("写真.jpg", "写真.tif")
+    ("b/a.jpg", "b/a/0.png"), ("é ü.jpg", "é ü.png"), ("a.b.c.jpg", "a.b.c_seg.png"),
+    ("写真.jpg", "写真.tif"), ("b/a.jpg", "a_mask.png"), ("img_a.jpg", "c/a.png")
 ]  # fmt: skip
 
 
@@ -573,6 +576,13 @@ def test_held_out_names_and_folders(folder, tmp_path):
     assert {int(sample.task) for sample in data.held_out} == {4} and data.tasks == {"leaf": 4}
     sets = open_sets(read_project(folder), data.tasks)
     assert list(sets) == ["more"] and len(sets["more"].good()) == 4
+    report = check(folder, write=False)
+    assert "also scored: more (4 images)" in report.text() and report.status == 0
+    for path in (other / "masks").iterdir():
+        path.unlink()
+    (folder / "project.yaml").write_text("evaluate: {more: ../other}\ninit_from: earlier")
+    fatal = check(folder, write=False).fatal
+    assert "correct init_from" in fatal[0] and "no mask belongs to any of the 4 images" in fatal[1]
 
 
 # ---- tasks --------------------------------------------------------------------------------------
@@ -651,6 +661,21 @@ def test_checkpoints_of_another_architecture(tmp_path, state, words):
     assert "under the name 'model'" in recognise(path).problem
     path.write_bytes(b"damaged")
     assert "no checkpoint" in recognise(path).problem
+
+
+@pytest.mark.parametrize("name", ["vit_b", "micro", "micro_l", "micro_b"])
+def test_models_are_known_by_their_shapes(name):
+    with torch.device("meta"):
+        sam = sam_model_registry[name]() if name == "vit_b" else build_sam_micro(depth=MICRO_DEPTHS[name])
+    shapes = {key: tuple(value.shape) for key, value in sam.state_dict().items()}
+    found = model_of(Path("sam.pth"), shapes)
+    side = sam.image_encoder.img_size
+    assert (found.model, found.side, found.kind, found.problem) == (name, side, "SAM", "")
+    tuned = {f"sam.{key}": shape for key, shape in shapes.items()} | {"task_prompt.weight": (6, 256)}
+    found = model_of(Path("sum.safetensors"), tuned)
+    assert (found.model, found.kind, found.tasks) == (name, "SUM", 6)
+    encoder = {key: shape for key, shape in shapes.items() if key.startswith("image_encoder.")}
+    assert "no mask decoder" in model_of(Path("a.pth"), encoder).problem
 
 
 def test_a_checkpoint_that_is_not_the_named_model(tmp_path):

@@ -18,7 +18,7 @@ import numpy as np
 from sumlib.base.files import write_text
 from sumlib.base.parallel import processes
 from sumlib.pipeline.own.checkpoints import Recognised, recognise
-from sumlib.pipeline.own.data import OwnData, open_own
+from sumlib.pipeline.own.data import OwnData, open_own, open_sets
 from sumlib.pipeline.own.dataset import OwnDataset, OwnEntry
 from sumlib.pipeline.own.project import Project, read_project
 from sumlib.pipeline.own.reading.files import nfc
@@ -31,6 +31,8 @@ LOOKED_AT = 100
 """Unlabeled images that are read, evenly spaced, unless all are asked for."""
 SHOWN = 3
 """Examples of each kind of problem."""
+QUIET = ("without mask", "spaced name")
+"""Kinds that need no examples."""
 BAD = 3
 """Exit status where too much is bad to go on."""
 LABELS_PER_IMAGE, LABEL_BYTES, EMBEDDING_BYTES = 100, 25_000, 256 * 64 * 64 * 2
@@ -58,6 +60,8 @@ class CheckReport:
     bad: int = 0
     """Masks that are left out."""
     unlabeled: int = 0
+    sets: dict[str, int] = field(default_factory=dict)
+    """Good images of each extra evaluation set."""
     sizes: Counter = field(default_factory=Counter)
     """(height, width) of the labelled images."""
     shares: list[float] = field(default_factory=list)
@@ -129,6 +133,10 @@ class CheckReport:
             lines.append(
                 f"masks cover {low:.2%} to {high:.1%} of their image, half of them below {middle:.1%}"
             )
+        if self.sets:
+            lines.append(
+                "also scored: " + ", ".join(f"{n} ({count} images)" for n, count in self.sets.items())
+            )
         if self.needed:
             lines.append(
                 f"disk: at most about {_bytes(self.needed)} will be written, {_bytes(self.free)} are free"
@@ -142,7 +150,7 @@ class CheckReport:
             own = [problem for problem in self.problems if problem.kind == kind]
             if own:
                 lines.append(f"  {len(own)} {text}")
-                shown = own[:SHOWN] if kind != "without mask" else []
+                shown = own[:SHOWN] if kind not in QUIET else []
                 lines += [f"    {self._relative(problem.path)}: {problem.reason}" for problem in shown]
                 if len(own) > len(shown) > 0:
                     lines.append(f"    ... and {len(own) - len(shown)} more")
@@ -174,6 +182,7 @@ def check(project: Project | str | Path, *, every: bool = False, write: bool = T
         _look_at_masks(report, dataset, side)
     report.held_out = len(report.data.held_out.good())
     _look_at_unlabeled(report, every)
+    _look_at_sets(report)
     _look_at_names(report)
     _look_at_disk(report)
     if not report.masks:
@@ -192,6 +201,9 @@ def _look_at_checkpoint(report: CheckReport) -> None:
         report.checkpoint = recognise(path, report.project.model)
         if report.checkpoint.problem:
             report.fatal.append(f"{path}: {report.checkpoint.problem}")
+    start = report.project.init_from
+    if start is not None and not start.exists():
+        report.fatal.append(f"{start}: there is no such file or folder; correct init_from")
 
 
 def _look_at_masks(report: CheckReport, dataset: OwnDataset, side: int) -> None:
@@ -245,6 +257,24 @@ def _look_at_unlabeled(report: CheckReport, every: bool) -> None:
     report.unlabeled -= len(bad)
     if len(bad) == len(entries):
         report.fatal.append(f"none of {len(entries)} unlabeled images that were looked at can be read")
+
+
+def _look_at_sets(report: CheckReport) -> None:
+    """Read the extra evaluation sets; what is bad there is listed, but is no part of the share."""
+    try:
+        sets = open_sets(report.project, report.data.tasks)
+    except (ValueError, OSError) as error:
+        report.fatal.append(f"evaluate: {error}")
+        return
+    for name, dataset in sets.items():
+        for one, fact in zip(dataset.entries, dataset.facts.of(dataset.entries, processes())):
+            if fact["bad"]:
+                path, reason, kind = fact["bad"]
+                report.problems.append(Problem(kind, f"{name}/{one.name}", Path(path), reason))
+        good = len(dataset.good())
+        report.sets[name] = good
+        if not good:
+            report.fatal.append(f"evaluate: {name} has no image with a usable mask")
 
 
 def _look_at_names(report: CheckReport) -> None:

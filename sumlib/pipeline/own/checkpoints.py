@@ -61,7 +61,7 @@ def recognise(path: Path, expected: str = "auto") -> Recognised:
     except Exception as error:  # readers raise all sorts at damaged bytes
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         return Recognised(path, problem=f"is truncated or no checkpoint ({reason}); download it again")
-    found = _model(path, shapes)
+    found = model_of(path, shapes)
     if not found.problem and expected not in ("auto", found.model):
         text = f"holds a {found.model}, but the project says model: {expected}; correct one of them"
         return Recognised(path, found.model, found.kind, found.side, found.tasks, text)
@@ -86,7 +86,8 @@ def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
     return flat
 
 
-def _model(path: Path, shapes: Shapes) -> Recognised:
+def model_of(path: Path, shapes: Shapes) -> Recognised:
+    """The model whose tensors have these names and shapes; ``path`` only names the file."""
     for beginning, what in OTHERS.items():
         if any(key.startswith(beginning) or f"/{beginning}" in key for key in shapes):
             text = f"is {what}, which is not read here; use a SAM of {', '.join(OFFICIAL)}"

@@ -244,6 +244,7 @@ class Facts:
         with suppress(OSError, ValueError, AttributeError):
             if file is not None:
                 self.known = dict(json.loads(file.read_text(encoding="utf-8")).items())
+        self.saved = len(self.known)
 
     def of(self, entries: Sequence[OwnEntry], workers: int = 1) -> list[dict[str, Any]]:
         """A fact for each entry; what is not known is read, on ``workers`` threads."""
@@ -256,11 +257,14 @@ class Facts:
                 new = dict(zip((key for key, _ in block), pool.map(self._look, (one for _, one in block))))
                 found |= new
                 self.known |= {key: fact for key, fact in new.items() if not fact["transient"]}
-                self._save()
+                if len(self.known) > self.saved * 1.1:  # the file is written as a whole
+                    self._save()
+            self._save()
         return [found.get(key) or self.known[key] for key in keys]
 
     def _save(self) -> None:
-        if self.file is not None:
+        if self.file is not None and len(self.known) > self.saved:
+            self.saved = len(self.known)
             with suppress(OSError):  # a folder that cannot be written to is no error
                 write_text(self.file, json.dumps(self.known))
 

@@ -109,7 +109,7 @@ def pair(images: Sequence[Listed], masks: Iterable[Listed]) -> Pairing:
     In this order: the same name; the image's whole name, suffix included (`a.jpg.png`); a folder of the
     image's name (`a/1.png`); the image's name, then `_`, `-`, `.` or a space and more (`a_mask.png`,
     `a-1.png`), where the longest image name counts; the same name without words such as "image" and "mask"
-    (`mask_7.png` for `img_7.jpg`).
+    (`mask_7.png` for `img_7.jpg`), at last also in another folder, where only one image has it.
 
     >>> image, mask = Listed(Path("i/a.jpg"), "a", 0, 0), Listed(Path("m/a_mask.png"), "a_mask", 0, 0)
     >>> pair([image], [mask]).masks["a"] == [mask]
@@ -152,16 +152,16 @@ def _owner(
             break
         if key[end] in "_-. " and key[:end] in by_key:
             return key[:end], False, False
-    return core.get(_core(key)), False, True
+    own = _core(key)
+    return core.get(own) or core.get(own.rpartition("/")[2]), False, True
 
 
 def _cores(keys: Iterable[str]) -> dict[str, str | None]:
-    """Keys by their core; None for a core that several share."""
+    """Keys by their core, and by its last part; None for one that several share."""
     cores: dict[str, str | None] = {}
     for key in keys:
-        core = _core(key)
-        cores[core] = None if core in cores else key
-    cores.pop("", None)
+        for core in {_core(key), _core(key).rpartition("/")[2]} - {""}:
+            cores[core] = None if core in cores else key
     return cores
 
 
