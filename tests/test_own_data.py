@@ -15,8 +15,11 @@ from PIL import Image
 from segment_anything import sam_model_registry
 
 from sumlib.base.masks import framed_masks
+from sumlib.data.content import content_hash
 from sumlib.data.images import BadSampleError
+from sumlib.model.checkpoint import load_sum, save_sum
 from sumlib.model.micro_sam import MICRO_DEPTHS, build_sam_micro
+from sumlib.model.sum import Sum
 from sumlib.pipeline.own.check import BAD, check
 from sumlib.pipeline.own.checkpoints import model_of, recognise
 from sumlib.pipeline.own.data import open_own, open_sets
@@ -26,6 +29,7 @@ from sumlib.pipeline.own.reading.masks import Rules, Values, kind, read_masks, r
 from sumlib.pipeline.own.reading.pictures import read_picture
 from sumlib.pipeline.own.sheet import painted, write_contact_sheet
 from sumlib.pipeline.own.split import hold_out
+from sumlib.train.batches import HumanSource
 
 SIZE = (20, 30)
 
@@ -600,6 +604,17 @@ def test_masks_of_several_tasks(folder):
     assert set(parts) == {"salient", "hole"} and parts["hole"].task == 4
     assert all(int(sample.task) == 4 and "(hole)" in sample.name for sample in parts["hole"].good())
     assert data.train.task == 0 and torch.full((2,), parts["hole"][0].task).tolist() == [4, 4]
+
+
+def test_a_task_of_the_users_own_reaches_training_and_the_file(folder, tmp_path):
+    data = opened(folder, "task: leaf")
+    source, model = HumanSource([data.train]), Sum(build_sam_micro(depth=2), num_tasks=5)
+    batch = source.draw(model, 3, torch.Generator().manual_seed(0))
+    assert batch.task.tolist() == [4, 4, 4] and batch.target.any()
+    assert model.task_prompt(batch.task).shape == (3, 128)
+    assert content_hash(source.datasets[0]) != content_hash(opened(folder, "task: part").train.good())
+    save_sum(tmp_path / "sum.safetensors", model, {"model_type": "micro_b"})
+    assert load_sum(tmp_path / "sum.safetensors").task_vectors.shape == (5, 128)
 
 
 # ---- checking -----------------------------------------------------------------------------------
