@@ -261,6 +261,22 @@ def test_bad_annotations_are_left_out_one_by_one(folder):
     assert len(samples(report.data)["a9"].masks) == 1
 
 
+@pytest.mark.parametrize("place", ["masks", "images"])
+def test_a_folder_with_a_json_means_the_json(folder, place):
+    coco(folder, lambda content: None)
+    (folder / place).mkdir(exist_ok=True)
+    (folder / "a.json").rename(folder / place / "_annotations.coco.json")
+    data = opened(folder, f"masks: {place}")
+    assert len(samples(data)) == 10 and "COCO annotations" in data.understood[0]
+    assert data.tasks == {"entity": 2}
+    shutil.rmtree(folder / "masks", ignore_errors=True)
+    (folder / "masks").mkdir()
+    for name in ("train.json", "val.json"):
+        (folder / "masks" / name).write_text("{}")
+    with pytest.raises(ValueError, match=r"it has train\.json, val\.json: say which with `masks:`"):
+        opened(folder, "masks: masks")
+
+
 @pytest.mark.parametrize(("share", "text", "count"), [(3, "", 7), (3, "crowd: masks", 10), (9, "", 10)])
 def test_crowds(folder, share, text, count):
     def change(content):
@@ -586,7 +602,9 @@ def test_held_out_names_and_folders(folder, tmp_path):
         path.unlink()
     (folder / "project.yaml").write_text("evaluate: {more: ../other}\ninit_from: earlier")
     fatal = check(folder, write=False).fatal
-    assert "correct init_from" in fatal[0] and "no mask belongs to any of the 4 images" in fatal[1]
+    assert (
+        "correct init_from" in fatal[0] and "holds no mask that can be read; put the masks there" in fatal[1]
+    )
 
 
 # ---- tasks --------------------------------------------------------------------------------------

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 from own_project import CHECKPOINT, write_project
 
+from sumlib.base.paths import ROOT
 from sumlib.config.schema import ConfigError
-from sumlib.pipeline.own.project import MaskSource, Project, read_project, task_ids
+from sumlib.pipeline.own.project import KEYS, MaskSource, Project, read_project, task_ids
 from sumlib.pipeline.own.template import new_project
 
 
@@ -153,3 +154,12 @@ def test_every_key_of_the_template_is_known(tmp_path):
     plain = [line for line in text.splitlines() if not line.startswith("#")]
     project = read_project(write(folder, "\n".join([*plain, *content])))
     assert len(content) >= 14 and project.learning_curve == (10, 30, 100, 0)
+
+
+def test_every_key_is_documented(tmp_path):
+    folder = write_project(tmp_path / "p", images=3, unlabeled=1, checkpoint=False)
+    new_project(folder)
+    template, page = (folder / "project.yaml").read_text(), (ROOT / "docs" / "own_data.md").read_text()
+    table = page[page.index("## Keys of") :]
+    assert [key for key in KEYS if f"`{key}`" not in table] == []
+    assert [key for key in KEYS if f"{key}:" not in template] == []

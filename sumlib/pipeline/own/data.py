@@ -57,7 +57,7 @@ def open_own(project: Project) -> OwnData:
     known = {image.path for image in images}
     more = dict.fromkeys(image for one in found for image in one.reads if image not in known)
     images += [listed(path, project.folder) for path in more]  # only a JSON knows them
-    tasks = task_ids(project, {source.path: one.task for source, one in zip(sources, found)})
+    tasks = task_ids(project, [one.task for one in found])
     keys = {image.path: image.key for image in images}
     entries = _entries(found, tasks, keys)
     if not entries:

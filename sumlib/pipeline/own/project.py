@@ -12,7 +12,7 @@ Paths are relative to the project's folder; `~` is the home folder. A project ca
 import difflib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
@@ -301,13 +301,12 @@ def _holds_images(folder: Path) -> bool:
     return any(is_image_name(entry.name) for entry in folder.iterdir())
 
 
-def task_ids(project: Project, resolved: Mapping[Path, str] | None = None) -> dict[str, int]:
+def task_ids(project: Project, found: Sequence[str] | None = None) -> dict[str, int]:
     """Name -> id of the tasks of a project: those of SAM's paper keep theirs, others follow from 4 on.
 
-    ``resolved`` holds the tasks that were found by looking, by source.
+    ``found`` are the tasks of the sources once looking has told those that are "auto".
     """
-    resolved = resolved or {}
-    names = dict.fromkeys(resolved.get(source.path, source.task) for source in project.masks)
+    names = dict.fromkeys(found or [source.task for source in project.masks])
     own = [name for name in names if name not in KNOWN_TASKS]
     ids = KNOWN_TASKS | {name: len(Task) + number for number, name in enumerate(own)}
     return {name: ids[name] for name in names}

@@ -29,7 +29,7 @@ def list_sources(project: Project) -> tuple[list[Listed], list[Path], list[MaskS
 
     Folders of masks and of unlabeled images inside the folder of images are none of its images.
     """
-    sources = [_inner_json(source) for source in project.masks]
+    sources = [_inner_json(project, source) for source in project.masks]
     images, foreign = list_images(project.images, deep=project.images != project.folder)
     apart = [s.path for s in sources if s.path.is_dir()] + [project.unlabeled, project.held_out]
     apart = [p for p in apart if isinstance(p, Path) and p != project.images and p.is_dir()]
@@ -39,11 +39,14 @@ def list_sources(project: Project) -> tuple[list[Listed], list[Path], list[MaskS
     return images, foreign, sources
 
 
-def _inner_json(source: MaskSource) -> MaskSource:
-    """A folder that holds one JSON and no pictures means that JSON."""
+def _inner_json(project: Project, source: MaskSource) -> MaskSource:
+    """A folder that holds one JSON and no mask pictures means that JSON."""
     if source.path.is_dir() and source.form in ("auto", "coco"):
-        files = sorted(source.path.glob("*.json"))
-        if len(files) == 1 and not list_images(source.path)[0]:
+        files = [path for path in sorted(source.path.glob("*.json")) if not path.name.startswith(".")]
+        pictures = list_images(source.path, deep=source.path != project.folder)[0] if len(files) == 1 else []
+        if source.path == project.images:
+            pictures = [picture for picture in pictures if looks_like_mask(picture.key)]
+        if len(files) == 1 and not pictures:
             return replace(source, path=files[0])
     return source
 
@@ -84,6 +87,10 @@ def _folder_source(project: Project, source: MaskSource, images: Sequence[Listed
     files, _ = list_images(source.path, deep=source.path != project.folder)
     if source.path == project.images:
         files = [file for file in files if looks_like_mask(file.key)]
+    if not files:
+        several = ", ".join(path.name for path in sorted(source.path.glob("*.json"))[:5])
+        hint = f"it has {several}: say which with `masks:`" if several else "put the masks there"
+        raise ValueError(f"{source.path}: holds no mask that can be read; {hint}")
     pairing = pair(images, files)
     several = sum(len(own) > 1 for own in pairing.masks.values())
     if source.form == "instances-in-folders" and not pairing.in_folders:
