@@ -1,0 +1,1 @@
+"""Files of users: which mask belongs to which image, and what their values mean."""
