@@ -1,0 +1,85 @@
+"""Writes the report of a project from its results; nothing is computed but means and intervals."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from sumlib.figures.style import save
+from sumlib.pipeline.own.evaluation import scores
+from sumlib.pipeline.own.report import figures, sections
+from sumlib.pipeline.own.report.document import Document, Section, write_html, write_markdown
+from sumlib.pipeline.own.report.headline import first_agreement, headline
+from sumlib.pipeline.own.report.results import HUMAN, TUNED, Results, read_results, save_results
+from sumlib.pipeline.own.report.snippets import weights_section
+
+RESULTS = "results"
+"""Folder beside the report that holds what it is made of."""
+CHARTS = "charts"
+
+
+def write_report(folder: Path | str, results: Results) -> list[Path]:
+    """Write ``report.md`` and ``report.html`` into ``folder``, and ``results`` into `RESULTS` below it.
+
+    Pictures of examples must lie in `RESULTS` already (`draw_examples` was given that folder). The HTML file
+    has everything inside; the Markdown links the pictures. Returns both files.
+    """
+    folder = Path(folder)
+    save_results(results, folder / RESULTS)
+    document = report_document(results, folder / RESULTS)
+    return [write_markdown(document, folder / "report.md"), write_html(document, folder / "report.html")]
+
+
+def rewrite_report(folder: Path | str) -> list[Path]:
+    """Write the report again from what `write_report` left in ``folder``. Raises: as `read_results`."""
+    return write_report(folder, read_results(Path(folder) / RESULTS))
+
+
+def report_document(results: Results, folder: Path) -> Document:
+    """The page; its charts are drawn into `CHARTS` below ``folder``."""
+    shutil.rmtree(folder / CHARTS, ignore_errors=True)
+    chart = lambda name, draw: _chart(folder / CHARTS / f"{name}.png", draw)
+    found: list[Section | None] = [
+        sections.held_out_section(results, chart("held-out", lambda: _rounds(results))),
+        sections.probe_section(results, chart("probe", lambda: _probe(results))),
+        sections.extra_section(results),
+        *sections.example_sections(results, folder),
+        sections.keep_section(results, chart("keep", lambda: _keep(results))),
+        sections.learning_section(results, chart("learning-curve", lambda: _learning(results))),
+        weights_section(results),
+        sections.data_section(results),
+        sections.skipped_section(results),
+        sections.stages_section(results),
+        sections.settings_section(results),
+    ]
+    lead = headline(results) or ["Nothing was measured: there are neither held-out masks nor a probe."]
+    note = "Written by sumlib. Intervals: bootstrap over images, 2,000 draws, all masks of an image together."
+    return Document(f"{results.name}: your SAM", lead, [one for one in found if one is not None], note)
+
+
+def _chart(path: Path, draw: Callable[[], Figure | None]) -> Path | None:
+    figure = draw()
+    return None if figure is None else save(figure, path, dpi=150)
+
+
+def _rounds(results: Results) -> Figure | None:
+    table = results.held_out
+    return None if table is None or table["round"].nunique() < 2 else figures.rounds_figure(scores(table))
+
+
+def _probe(results: Results) -> Figure | None:
+    found = {model: first_agreement(results, model) for model in (HUMAN, TUNED)}
+    if found[TUNED] is None:
+        return None
+    return figures.probe_figure({model: rows for model, rows in found.items() if rows is not None})
+
+
+def _keep(results: Results) -> Figure | None:
+    curve = results.keep_curve
+    return None if curve is None or len(curve) < 2 else figures.keep_figure(curve)
+
+
+def _learning(results: Results) -> Figure | None:
+    curve = results.learning_curve
+    return None if curve is None or curve["masks"].nunique() < 2 else figures.learning_figure(curve)
