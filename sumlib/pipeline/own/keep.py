@@ -1,8 +1,8 @@
 """How much of the tuning to keep: weights between SAM's and the tuned ones, and how many masks are needed.
 
-A model between SAM and the tuned one (WiSE-FT: Wortsman et al., CVPR 2022, arXiv 2109.01903) costs no training
-and often keeps most of what was learnt and most of what was known. `choose_keep` tries some shares and chooses
-by a rule that is stated before any number is seen.
+A model between SAM and the tuned one (WiSE-FT: Wortsman et al., CVPR 2022, arXiv 2109.01903) costs no
+training, and often has most of what was learnt and most of what was known. `choose_keep` tries some shares
+and chooses by a rule that is stated before any number is seen.
 """
 
 from collections.abc import Callable, Sequence
@@ -78,7 +78,7 @@ def _require_alike(model: Sum, foundation: Sum) -> None:
     ours, theirs = (dict(one.named_parameters()) for one in (model, foundation))
     extra = [name for name in ours.keys() - theirs.keys() if ADAPTER not in name]
     for name in sorted([*extra, *(theirs.keys() - ours.keys())]):
-        hint = "; merge low-rank updates first" if name.endswith((".up", ".down", "frozen.weight")) else ""
+        hint = "; merge low-rank updates first" if any(".frozen." in one for one in extra) else ""
         raise ValueError(f"the architectures differ: only one model has the weight {name}{hint}: {again}")
     for name, value in theirs.items():
         own, other = tuple(ours[name].shape), tuple(value.shape)
@@ -151,8 +151,9 @@ def choose_keep(
     keep = _best(_by_image(scored), allowed)
     curve["chosen"] = curve["keep"] == keep
     rule = (
-        f"Of the shares that lose at most {tolerance:g} points of agreement with SAM, the one with the highest "
-        f"mIoU on the held-out masks (mean over {', '.join(map(str, rounds))} points); of equals the smallest."
+        f"Of the shares that lose at most {tolerance:g} points of agreement with SAM, the one with the "
+        f"highest mIoU on the held-out masks (mean over {', '.join(map(str, rounds))} points); of equals "
+        "the smallest."
     )
     return Choice(keep, rule, curve, scored, _honest(scored, allowed))
 
@@ -164,7 +165,7 @@ def _title(share: float) -> str:
 def _point(scored: pd.DataFrame, answered: pd.DataFrame, share: float, probe: Probe) -> dict:
     """The row of one share in `Choice.curve`."""
     own = scored[scored["keep"] == share]
-    means = 100 * own.groupby("round")["iou"].mean()
+    means = 100 * own.astype({"iou": float}).groupby("round")["iou"].mean()
     gain = _gain(own, scored[scored["keep"] == 0])
     agreed = summary(answered, _title(share))
     first = agreed[(agreed["by"] == "all") & (agreed["prompt"] == probe.prompts[0])].iloc[0]

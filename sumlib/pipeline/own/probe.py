@@ -343,8 +343,8 @@ def summary(table: pd.DataFrame, model: str = TUNED, foundation: str = FOUNDATIO
 
     A row for each prompt, round and group that holds a mask: prompt, round, by ("all", "size", "level"),
     group, masks, images, sam (mean IoU of SAM with itself), iou, low, high (of ``model``), change,
-    change_low, change_high (paired, model minus SAM), biou, sam_biou, and lost (share of masks in points whose IoU is
-    below `LOST`).
+    change_low, change_high (paired, model minus SAM), biou, sam_biou, and lost (share of masks in points
+    whose IoU is below `LOST`).
     """
     groups = [("all", "all"), *(("size", size) for size in SIZES), ("level", "whole"), ("level", "part")]
     pairs = _paired(table, model, foundation)

@@ -67,7 +67,7 @@ def keep_figure(curve: pd.DataFrame) -> Figure:
     rounds = [column for column in curve if column.startswith("mIoU, ")]
     for column, (colour, marker) in zip(rounds, ROUND_LOOKS):
         name = column.removeprefix("mIoU, ")
-        name = f"{name} point{'s' * (name != '1')}"
+        name = "1 point" if name == "1" else f"{name} points"
         (lines[name],) = above.plot(curve["keep"], curve[column], color=colour, marker=marker)
     above.set_title("learnt: mIoU on held-out masks", loc="left")
     below.plot(curve["keep"], curve["agreement"], color=GREY, marker="o")
@@ -100,7 +100,7 @@ def learning_figure(curve: pd.DataFrame) -> Figure:
     counts = sorted(own["masks"].unique())
     for number, (colour, marker) in zip(sorted(own["round"].unique()), ROUND_LOOKS):
         rows = own[own["round"] == number].sort_values("masks")
-        name = f"{number} point{'s' * (number != 1)}"
+        name = "1 point" if number == 1 else f"{number} points"
         (lines[name],) = axes.plot(range(len(rows)), rows["value"], color=colour, marker=marker)
         axes.fill_between(range(len(rows)), rows["low"], rows["high"], color=colour, alpha=0.1, linewidth=0)
     axes.set_xticks(range(len(counts)), [str(count) if count else "0 (SAM)" for count in counts])

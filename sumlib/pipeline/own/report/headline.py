@@ -60,7 +60,15 @@ def _held_out(results: Results) -> str:
         return ""
     row = rows[(rows["round"] == rows["round"].min()) & (rows["metric"] == "mIoU")].iloc[0]
     one, said = verdict(row), f"one point ({row['masks']} masks)"
-    images = f"On {one.images} held-out image{'s' * (one.images != 1)}"
+    images = "On 1 held-out image" if one.images == 1 else f"On {one.images} held-out images"
+    honest = honest_gain(results)
+    if one.kind == BETTER and honest is not None and not honest["low"] > 0:
+        return (
+            f"**Nothing is shown.** {images} {TUNED} gains {one.numbers} of mIoU over SAM at {said}, but the "
+            "share of the tuning was chosen on these images. Scored on each with what the others choose, the "
+            f"gain is {fixed(honest['value'], sign=True)}{between(honest['low'], honest['high'], sign=True)}, "
+            "which may be chance."
+        )
     match one.kind:
         case "better":
             return f"**It got better.** {images} {TUNED} gains {one.numbers} of mIoU over SAM at {said}."
@@ -75,6 +83,15 @@ def _held_out(results: Results) -> str:
         f"**Nothing is shown.** {images} the change of mIoU at {said} is {one.numbers}, but fewer than "
         f"{FEW} images say too little about others: hold out more."
     )
+
+
+def honest_gain(results: Results) -> dict[str, float] | None:
+    """`Choice.honest` if the share was chosen on the held-out masks and lies above 0, else None."""
+    keep, honest = results.keep, results.keep.get("honest") or {}
+    if not keep.get("chosen", True) or not keep.get("keep") or honest.get("value") is None:
+        return None
+    found = {key: float("nan") if one is None else float(one) for key, one in honest.items()}
+    return None if pd.isna(found["value"]) else found
 
 
 def held_out_change(results: Results) -> pd.DataFrame | None:

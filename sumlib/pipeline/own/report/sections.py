@@ -9,7 +9,7 @@ from sumlib.pipeline.own.evaluation import FEW, compared, scores
 from sumlib.pipeline.own.keep import enough
 from sumlib.pipeline.own.probe import FOUNDATION, TUNED, summary
 from sumlib.pipeline.own.report.document import Block, Picture, Pictures, Points, Section, Table, Text
-from sumlib.pipeline.own.report.headline import between, first_agreement
+from sumlib.pipeline.own.report.headline import between, first_agreement, honest_gain
 from sumlib.pipeline.own.report.pictures import example_kinds
 from sumlib.pipeline.own.report.results import HUMAN, MODELS, Example, Results
 from sumlib.report.text import fixed, interval_text
@@ -21,7 +21,7 @@ KINDS = {
     "worse": ("Worst examples", "The masks that lost most. They are not rarer than the best by this choice."),
     "uncertainty": (
         "Where pseudo-labels are uncertain",
-        "SAM's masks of unlabeled images, of which SUM trusts the bright parts less. Images are picked evenly.",
+        "SAM's masks of unlabeled images. SUM trusts the bright parts less. Images are picked evenly.",
     ),
 }
 
@@ -45,8 +45,8 @@ def held_out_section(results: Results, plot: Path | None) -> Section | None:
     blocks: list[Block] = [
         Text(
             f"{len(masks)} masks in {images} images that no model was trained on. "
-            "mIoU is the overlap of mask and truth (intersection over union), mBIoU the same in a narrow band "
-            "along the outline; both in points of 100."
+            "mIoU is the overlap of mask and truth (intersection over union), mBIoU the same in a narrow "
+            "band along the outline; both in points of 100."
         ),
         _scores_table(table),
     ]
@@ -75,7 +75,7 @@ def _scores_table(table: pd.DataFrame) -> Table:
     values = scores(table).set_index(["model", "metric", "round"])["value"]
     rounds = sorted(table["round"].unique())
     header = ["model", *(f"{metric}, {number}" for metric in ("mIoU", "mBIoU") for number in rounds)]
-    header[1] += " point" + "s" * (rounds[0] != 1)
+    header[1] += " point" if rounds[0] == 1 else " points"
     rows = [
         [model, *(fixed(values[model, metric, number]) for metric in ("mIoU", "mBIoU") for number in rounds)]
         for model in _models(table)
@@ -90,13 +90,15 @@ def _change_table(table: pd.DataFrame, other: str) -> Table:
     for number, part in changes.groupby("round"):
         one = part.set_index("metric")
         counts = f"{one.loc['mIoU', 'better']} / {one.loc['mIoU', 'worse']}"
-        rows.append([f"{number} point{'s' * (number != 1)}", *map(said_interval, _both(one)), counts])
+        rows.append(
+            [_points(number), said_interval(one.loc["mIoU"]), said_interval(one.loc["mBIoU"]), counts]
+        )
     header = [f"{TUNED} minus {other}", "mIoU (95 % interval)", "mBIoU", "masks better / worse by > 5"]
     return Table(header, rows)
 
 
-def _both(rows: pd.DataFrame) -> list[pd.Series]:
-    return [rows.loc["mIoU"], rows.loc["mBIoU"]]
+def _points(number: int) -> str:
+    return "1 point" if number == 1 else f"{number} points"
 
 
 def _by_task(table: pd.DataFrame) -> list[Block]:
@@ -152,7 +154,7 @@ def probe_section(results: Results, plot: Path | None) -> Section | None:
     how = {"point": "at the point that produced it", "box": "by its box"}[first["prompt"]]
     blocks: list[Block] = [
         Text(
-            f"SAM's confident automatic masks of {first['images']} images without human masks, each asked for again {how}. "
+            f"SAM's confident automatic masks of {first['images']} images, each asked for again {how}. "
             "Agreement is the overlap (IoU) of the model's answer with SAM's mask. It has no truth: a lower "
             "value means another answer, which can be a better one. That is why held-out masks stand first."
         ),
@@ -225,8 +227,8 @@ def _seen(table: pd.DataFrame) -> str:
     if not seen:
         return f"None of the {len(images)} images was used in training."
     return (
-        f"{seen} of the {len(images)} images were used in training, with SAM's masks as labels: on new images "
-        "the agreement may be lower. More unlabeled images than training needs would leave some for this."
+        f"{seen} of the {len(images)} images were used in training, with SAM's masks as labels: on new "
+        "images the agreement may be lower. Unlabeled images that training does not need would serve here."
     )
 
 
@@ -260,13 +262,12 @@ def keep_section(results: Results, plot: Path | None) -> Section | None:
         blocks.append(Picture(plot, "Held-out mIoU and agreement with SAM by the share kept", shade.strip()))
     if keep.get("rule"):
         blocks.append(Text(f"Rule: {keep['rule'][0].lower()}{keep['rule'][1:]}"))
-    honest = {key: float("nan") if one is None else one for key, one in keep.get("honest", {}).items()}
-    if keep.get("chosen", True) and honest and not pd.isna(honest["value"]):
+    if (honest := honest_gain(results)) is not None:
         blocks.append(
             Text(
                 "The share was chosen on the same masks that the report scores, which flatters it a little. "
-                "Scored on each image with the share that the other images choose, the gain over SAM, mean over "
-                f"the rounds, is {said_interval(pd.Series(honest))} points."
+                "Scored on each image with the share that the other images choose, the gain over SAM, mean "
+                f"over the rounds, is {said_interval(pd.Series(honest))} points."
             )
         )
     return Section("How much of the tuning to keep", blocks)
