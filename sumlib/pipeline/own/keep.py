@@ -253,6 +253,5 @@ def enough(curve: pd.DataFrame, number: int = 1, metric: str = "mIoU") -> str:
     before, last = own.iloc[-2], own.iloc[-1]
     step = last["value"] - before["value"]
     said = f"From {before['masks']:.0f} to {last['masks']:.0f} masks the score changes by {step:+.1f} points"
-    if step >= 1:
-        return f"{said}: more masks are likely to help."
-    return f"{said}: more masks of the same kind are unlikely to help much."
+    help = "more masks are likely to help" if step >= 1 else "more masks of the same kind may not help much"
+    return f"{said}: {help}. Each number is one training, and trainings differ by chance, too."

@@ -6,7 +6,7 @@ __getattr__, __dir__, __all__ = face(
     __name__,
     {
         "results": ["HUMAN", "Example", "Results", "Weights", "keep_fields", "read_results", "save_results"],
-        "headline": ["headline"],
+        "lead": ["headline"],
         "write": ["rewrite_report", "write_report"],
         "pictures": ["draw_examples", "draw_uncertainty"],
     },

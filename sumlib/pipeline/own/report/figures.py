@@ -4,8 +4,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from sumlib.figures.style import BLUE, GREEN, GREY, INK, ORANGE, PALE, legend_below, new_figure, styled
-from sumlib.pipeline.own.report.results import FOUNDATION, HUMAN, MODELS, TUNED
+from sumlib.figures.style import BLUE, GREEN, GREY, ORANGE, PALE, legend_below, new_figure, styled
+from sumlib.pipeline.own.report.results import FOUNDATION, HUMAN, TUNED
 
 LOOKS = {FOUNDATION: (GREY, "o"), HUMAN: (ORANGE, "v"), TUNED: (BLUE, "D")}
 """Colour and marker of each model, as in the other figures."""
@@ -14,21 +14,26 @@ METRIC_TITLES = {"mIoU": "mIoU: overlap", "mBIoU": "mBIoU: overlap along the out
 
 
 @styled
-def rounds_figure(scores: pd.DataFrame) -> Figure:
-    """Held-out scores by clicks, a line a model: rows of `sumlib.pipeline.own.evaluation.scores`."""
+def gains_figure(gains: dict[str, pd.DataFrame]) -> Figure:
+    """Gain over SAM by clicks, a line a model: rows of `sumlib.pipeline.own.evaluation.compared`, by model.
+
+    SAM is the line at zero. Differences are paired, so that their bands can be told from it; bands of the
+    scores themselves would overlap where the models differ mask by mask.
+    """
     figure = new_figure(6.2, 2.7)
     lines = {}
     for axes, (metric, title) in zip(figure.subplots(1, 2), METRIC_TITLES.items()):
-        for model in [name for name in MODELS if name in set(scores["model"])]:
-            own = scores[(scores["model"] == model) & (scores["metric"] == metric)].sort_values("round")
+        lines[FOUNDATION] = axes.axhline(0, color=GREY, linewidth=1.2)
+        for model, rows in gains.items():
+            own = rows[rows["metric"] == metric].sort_values("round")
             colour, marker = LOOKS[model]
             places = range(len(own))
             (lines[model],) = axes.plot(places, own["value"], color=colour, marker=marker)
-            axes.fill_between(places, own["low"], own["high"], color=colour, alpha=0.12, linewidth=0)
+            axes.fill_between(places, own["low"], own["high"], color=colour, alpha=0.15, linewidth=0)
         axes.set_xticks(range(own["round"].nunique()), own["round"].astype(str))
         axes.set_xlabel("points (clicks)")
         axes.set_title(title, loc="left")
-    figure.axes[0].set_ylabel("points of 100")
+    figure.axes[0].set_ylabel(f"gain over {FOUNDATION} (points of 100)")
     legend_below(figure, lines)
     return figure
 
@@ -39,22 +44,25 @@ def probe_figure(agreed: dict[str, pd.DataFrame]) -> Figure:
     first = next(iter(agreed.values()))
     figure = new_figure(6.2, 2.5)
     axes = figure.subplots()
-    width = 0.8 / (len(agreed) + 1)
     places = range(len(first))
-    bars = {FOUNDATION: axes.bar([p - 0.4 + width / 2 for p in places], first["sam"], width, color="#B9B9B9")}
+    step = 0.22
+    own = [p - step * len(agreed) / 2 for p in places]
+    marks = {FOUNDATION: axes.plot(own, first["sam"], LOOKS[FOUNDATION][1], color=LOOKS[FOUNDATION][0])[0]}
     for number, (model, rows) in enumerate(agreed.items(), 1):
-        at = [p - 0.4 + (number + 0.5) * width for p in places]
+        at = [p + step * (number - len(agreed) / 2) for p in places]
         reach = [rows["iou"] - rows["low"], rows["high"] - rows["iou"]]
-        error = {"ecolor": INK, "elinewidth": 0.8, "capsize": 1.8}
-        bars[model] = axes.bar(at, rows["iou"], width, yerr=reach, error_kw=error, color=LOOKS[model][0])
-    least = min(rows["low"].min() for rows in agreed.values())
-    axes.set_ylim(0 if least < 40 else 10 * (least // 10) - 10, 101)
+        colour, marker = LOOKS[model]
+        marks[model] = axes.errorbar(
+            at, rows["iou"], reach, fmt=marker, color=colour, capsize=2, elinewidth=1
+        )
     titles = [f"{row.group}\n{row.masks} masks" for row in first.itertuples()]
     axes.set_xticks(places, titles)
+    axes.set_xlim(-0.6, len(first) - 0.4)
     for cut in [k - 0.5 for k in places if k and first["by"].iloc[k] != first["by"].iloc[k - 1]]:
         axes.axvline(cut, color="#CCCCCC", linewidth=0.7)
-    axes.set_ylabel("IoU with SAM's mask")
-    legend_below(figure, bars)
+    axes.set_ylabel("agreement with SAM (IoU)")
+    axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+    legend_below(figure, marks)
     return figure
 
 
@@ -102,7 +110,10 @@ def learning_figure(curve: pd.DataFrame) -> Figure:
         rows = own[own["round"] == number].sort_values("masks")
         name = "1 point" if number == 1 else f"{number} points"
         (lines[name],) = axes.plot(range(len(rows)), rows["value"], color=colour, marker=marker)
-        axes.fill_between(range(len(rows)), rows["low"], rows["high"], color=colour, alpha=0.1, linewidth=0)
+        if number == own["round"].min():  # bands of all rounds would hide each other
+            axes.fill_between(
+                range(len(rows)), rows["low"], rows["high"], color=colour, alpha=0.2, linewidth=0
+            )
     axes.set_xticks(range(len(counts)), [str(count) if count else "0 (SAM)" for count in counts])
     axes.set_xlabel("masks trained with")
     axes.set_ylabel("mIoU on held-out masks")

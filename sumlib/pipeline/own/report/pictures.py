@@ -48,16 +48,17 @@ def draw_examples(
     *,
     count: int = 4,
     names: tuple[str, str] = (FOUNDATION, TUNED),
+    least: float = CHANGED,
 ) -> tuple[Example, ...]:
     """Draw the masks that gained and that lost most at one click, ``count`` of each, at most one an image.
 
     ``table`` has rows of `evaluate_own` of ``dataset`` for both models called ``names``, in ``models``.
     Pictures go to `PICTURES` below ``folder``: image and click, first model, second model, truth. Masks that
-    changed by less than 5 points are shown in neither group.
+    changed by less than ``least`` (IoU) are shown in neither group.
     """
     changes = _changes(table, names)
     places = {name: index for index, name in enumerate(dataset.names)}
-    groups = {"better": changes[changes["change"] > CHANGED], "worse": changes[changes["change"] < -CHANGED]}
+    groups = {"better": changes[changes["change"] > least], "worse": changes[changes["change"] < -least]}
     found = []
     for kind, group in groups.items():
         ordered = group.sort_values("change", ascending=kind == "worse", kind="stable")
@@ -210,6 +211,7 @@ def picture(
         drawn = np.where(inside[..., None], 0.55 * drawn + 0.45 * tint, 0.6 * drawn + 0.4 * 255)
         outlines, _ = cv2.findContours(inside.astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
         drawn = np.ascontiguousarray(drawn)
+        cv2.drawContours(drawn, outlines, -1, (255, 255, 255), 4)  # blue on blue can be seen, too
         cv2.drawContours(drawn, outlines, -1, tint.tolist(), 2)
     drawn = np.ascontiguousarray(drawn.round().astype(np.uint8))
     if click is not None:
@@ -230,7 +232,7 @@ def _scaled(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 def save_picture(drawn: np.ndarray, folder: Path, stem: str) -> str:
     """Write a picture below ``folder``; its name there. Few colours make a PNG, photographs a JPEG."""
     colours = len(np.unique(drawn.reshape(-1, 3), axis=0))
-    suffix, options = (".png", {"optimize": True}) if colours < 4096 else (".jpg", {"quality": 85})
+    suffix, options = (".png", {}) if colours < 4096 else (".jpg", {"quality": 85})
     name = f"{PICTURES}/{stem}{suffix}"
     (folder / name).parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(drawn).save(folder / name, **options)

@@ -9,7 +9,7 @@ from sumlib.pipeline.own.evaluation import FEW, compared, scores
 from sumlib.pipeline.own.keep import enough
 from sumlib.pipeline.own.probe import FOUNDATION, TUNED, summary
 from sumlib.pipeline.own.report.document import Block, Picture, Pictures, Points, Section, Table, Text
-from sumlib.pipeline.own.report.headline import between, first_agreement, honest_gain
+from sumlib.pipeline.own.report.lead import between, first_agreement, honest_gain
 from sumlib.pipeline.own.report.pictures import example_kinds
 from sumlib.pipeline.own.report.results import HUMAN, MODELS, Example, Results
 from sumlib.report.text import fixed, interval_text
@@ -18,7 +18,7 @@ LISTED = 40
 """Single files that are listed at most."""
 KINDS = {
     "better": ("Best examples", "The masks that gained most after one click, at most one an image."),
-    "worse": ("Worst examples", "The masks that lost most. They are not rarer than the best by this choice."),
+    "worse": ("Worst examples", "The masks that lost most after one click, at most one an image."),
     "uncertainty": (
         "Where pseudo-labels are uncertain",
         "SAM's masks of unlabeled images. SUM trusts the bright parts less. Images are picked evenly.",
@@ -56,13 +56,14 @@ def held_out_section(results: Results, plot: Path | None) -> Section | None:
     if images < FEW:
         blocks.append(Text(f"No intervals are given: {images} images are too few (at least {FEW})."))
     if plot is not None:
-        blocks.append(Picture(plot, "Held-out scores by number of points, a line a model", _bands(images)))
+        blocks.append(Picture(plot, "Gain over SAM by number of points, a line a model", _bands(images)))
     blocks += _by_task(table)
     return Section("Held-out masks: before and after", blocks)
 
 
 def _bands(images: int) -> str:
-    return "Bands: 95 % intervals over images." if images >= FEW else ""
+    bands = " Bands: 95 % intervals over images." if images >= FEW else ""
+    return f"Points above SAM, which is the line at zero.{bands}"
 
 
 def _models(table: pd.DataFrame) -> list[str]:
@@ -245,7 +246,9 @@ def keep_section(results: Results, plot: Path | None) -> Section | None:
         [
             f"{row['keep']:g}" + (" (SAM)" if row["keep"] == 0 else ""),
             *(fixed(row[column]) for column in rounds),
-            said_interval(pd.Series({"value": row["gain"], "low": row["low"], "high": row["high"]})),
+            said_interval(pd.Series({"value": row["gain"], "low": row["low"], "high": row["high"]}))
+            if row["keep"]
+            else "–",
             fixed(row["agreement"]),
             "chosen" if row["chosen"] else "" if row["allowed"] else "forgets too much",
         ]
@@ -284,15 +287,19 @@ def learning_section(results: Results, plot: Path | None) -> Section | None:
     for count in sorted(curve["masks"].unique()):
         gain = own.loc[(count, rounds[0])]
         change = pd.Series({"value": gain["gain"], "low": gain["gain_low"], "high": gain["gain_high"]})
-        said = said_interval(change) if count else ""
+        said = said_interval(change) if count else "–"
         title = str(count) if count else "0 (SAM)"
         cells.append([title, *(fixed(own.loc[(count, number), "value"]) for number in rounds), said])
     header = ["masks", *(f"mIoU, {number}" for number in rounds), "gain at one point (95 % interval)"]
     blocks: list[Block] = [Table(header, cells)]
     if plot is not None:
-        blocks.append(Picture(plot, "Held-out mIoU by the number of masks trained with"))
+        blocks.append(Picture(plot, "Held-out mIoU by the number of masks trained with", _band(own)))
     blocks += [Text(text)] if (text := enough(curve, rounds[0])) else []
     return Section("How many masks do you need?", blocks)
+
+
+def _band(own: pd.DataFrame) -> str:
+    return "Band: 95 % interval over images, at the fewest points." if own["low"].notna().any() else ""
 
 
 # ---- examples -----------------------------------------------------------------------------------

@@ -1,5 +1,7 @@
 """How to load each form of the weights: short pieces of code that work as they stand."""
 
+import json
+
 from sumlib.model.checkpoint import MODEL_TYPES
 from sumlib.pipeline.own.report.document import Block, Code, Section, Table, Text
 from sumlib.pipeline.own.report.results import Results, Weights
@@ -7,11 +9,11 @@ from sumlib.pipeline.own.report.sections import size
 
 OFFICIAL = ("vit_b", "vit_l", "vit_h")
 TITLES = {
-    "safetensors": "sumlib, all tasks",
-    "pth": "Segment Anything and every tool that reads its checkpoints",
-    "huggingface": "transformers",
-    "onnx": "ONNX, annotation tools",
-    "adapter": "only the change, a small file",
+    "safetensors": "sumlib, with all tasks",
+    "pth": "Segment Anything, and tools that read its checkpoints",
+    "huggingface": "Hugging Face transformers",
+    "onnx": "onnxruntime and annotation tools",
+    "adapter": "passing on the change alone, with SAM's own file",
 }
 """Forms of `sumlib.model.export` in the order in which they are shown."""
 
@@ -39,7 +41,7 @@ def weights_section(results: Results) -> Section | None:
         if one.form in done or one.form not in TITLES:
             continue
         done.add(one.form)
-        blocks.append(Code(_snippet(one, results), title=TITLES[one.form][0].upper() + TITLES[one.form][1:]))
+        blocks.append(Code(_snippet(one, results), title=f"For {TITLES[one.form]}"))
     return Section("The weights and how to load them", blocks)
 
 
@@ -56,25 +58,30 @@ def _snippet(weights: Weights, results: Results) -> str:
         case "onnx":
             return _onnx(weights.path)
     base = results.about.get("checkpoint") or "sam.pth"
-    told = "" if task is None else f"  # then as above, task={task}"
+    told = "" if task is None else f"\n# then SumPredictor(model) as above, with task={task}"
     return (
         "from sumlib.model.export import import_model\n\n"
-        f"model = import_model({weights.path!r}, base={str(base)!r}){told}"
+        f"model = import_model({_quoted(weights.path)}, base={_quoted(str(base))}){told}"
     )
+
+
+def _quoted(text: str) -> str:
+    """As a text in Python, in double quotes."""
+    return json.dumps(text, ensure_ascii=False)
 
 
 def _sumlib(path: str, tasks: dict[str, int]) -> str:
     known = ", ".join(f"{number} {name}" for name, number in tasks.items())
     task = next(iter(tasks.values()), None)
-    note = f"  # {known}; in the first round only" if known else ""
+    note = f"# task: {known}; it is told in the first round only\n" if known else ""
     return (
         "import numpy as np\n"
         "from PIL import Image\n\n"
         "from sumlib.model import SumPredictor, load_sum\n\n"
-        f"predictor = SumPredictor(load_sum({path!r}))\n"
+        f"predictor = SumPredictor(load_sum({_quoted(path)}))\n"
         'predictor.set_image(np.array(Image.open("photo.jpg").convert("RGB")))\n'
         "point, label = np.array([[200, 150]]), np.array([1])  # x, y in pixels; 1 inside, 0 outside\n"
-        f"masks, scores, logits = predictor.predict(point, label, task={task}){note}\n"
+        f"{note}masks, scores, logits = predictor.predict(point, label, task={task})\n"
         "mask = masks[scores.argmax()]  # (H, W) bool"
     )
 
@@ -82,13 +89,13 @@ def _sumlib(path: str, tasks: dict[str, int]) -> str:
 def _official(path: str, model_type: str) -> str:
     load = (
         f"from segment_anything import SamPredictor, sam_model_registry\n\n"
-        f"sam = sam_model_registry[{model_type!r}](checkpoint={path!r})\n"
+        f"sam = sam_model_registry[{_quoted(model_type)}](checkpoint={_quoted(path)})\n"
     )
     if model_type in MODEL_TYPES and model_type not in OFFICIAL:  # the micro models are in no registry
         load = (
             "from segment_anything import SamPredictor\n\n"
             "from sumlib.model import load_sam\n\n"
-            f"sam = load_sam({model_type!r}, {path!r})\n"
+            f"sam = load_sam({_quoted(model_type)}, {_quoted(path)})\n"
         )
     return (
         f"import numpy as np\nfrom PIL import Image\n{load}"
@@ -103,8 +110,8 @@ def _transformers(path: str) -> str:
         "import torch\n"
         "from PIL import Image\n"
         "from transformers import SamModel, SamProcessor\n\n"
-        f"model = SamModel.from_pretrained({path!r})\n"
-        f"processor = SamProcessor.from_pretrained({path!r})\n"
+        f"model = SamModel.from_pretrained({_quoted(path)})\n"
+        f"processor = SamProcessor.from_pretrained({_quoted(path)})\n"
         'image = Image.open("photo.jpg").convert("RGB")\n'
         'inputs = processor(image, input_points=[[[200, 150]]], return_tensors="pt")\n'
         "with torch.no_grad():\n"
@@ -119,8 +126,8 @@ def _onnx(path: str) -> str:
     folder = path.rstrip("/")
     return (
         "import onnxruntime\n\n"
-        f'encoder = onnxruntime.InferenceSession("{folder}/encoder.onnx")\n'
-        f'decoder = onnxruntime.InferenceSession("{folder}/decoder.onnx")\n'
+        f"encoder = onnxruntime.InferenceSession({_quoted(f'{folder}/encoder.onnx')})\n"
+        f"decoder = onnxruntime.InferenceSession({_quoted(f'{folder}/decoder.onnx')})\n"
         "print([(one.name, one.shape) for one in [*encoder.get_inputs(), *decoder.get_inputs()]])\n"
         f"# {folder}/README.md says what each input holds; the decoder has SAM's official interface"
     )

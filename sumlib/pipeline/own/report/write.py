@@ -7,11 +7,11 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from sumlib.figures.style import save
-from sumlib.pipeline.own.evaluation import scores
+from sumlib.pipeline.own.evaluation import compared
 from sumlib.pipeline.own.report import figures, sections
 from sumlib.pipeline.own.report.document import Document, Section, write_html, write_markdown
-from sumlib.pipeline.own.report.headline import first_agreement, headline
-from sumlib.pipeline.own.report.results import HUMAN, TUNED, Results, read_results, save_results
+from sumlib.pipeline.own.report.lead import first_agreement, headline
+from sumlib.pipeline.own.report.results import FOUNDATION, HUMAN, TUNED, Results, read_results, save_results
 from sumlib.pipeline.own.report.snippets import weights_section
 
 RESULTS = "results"
@@ -41,7 +41,7 @@ def report_document(results: Results, folder: Path) -> Document:
     shutil.rmtree(folder / CHARTS, ignore_errors=True)
     chart = lambda name, draw: _chart(folder / CHARTS / f"{name}.png", draw)
     found: list[Section | None] = [
-        sections.held_out_section(results, chart("held-out", lambda: _rounds(results))),
+        sections.held_out_section(results, chart("held-out", lambda: _gains(results))),
         sections.probe_section(results, chart("probe", lambda: _probe(results))),
         sections.extra_section(results),
         *sections.example_sections(results, folder),
@@ -63,9 +63,12 @@ def _chart(path: Path, draw: Callable[[], Figure | None]) -> Path | None:
     return None if figure is None else save(figure, path, dpi=150)
 
 
-def _rounds(results: Results) -> Figure | None:
+def _gains(results: Results) -> Figure | None:
     table = results.held_out
-    return None if table is None or table["round"].nunique() < 2 else figures.rounds_figure(scores(table))
+    if table is None or table["round"].nunique() < 2 or not {FOUNDATION, TUNED} <= set(table["model"]):
+        return None
+    models = [model for model in (HUMAN, TUNED) if model in set(table["model"])]
+    return figures.gains_figure({model: compared(table, model, FOUNDATION) for model in models})
 
 
 def _probe(results: Results) -> Figure | None:

@@ -66,8 +66,8 @@ def _held_out(results: Results) -> str:
         return (
             f"**Nothing is shown.** {images} {TUNED} gains {one.numbers} of mIoU over SAM at {said}, but the "
             "share of the tuning was chosen on these images. Scored on each with what the others choose, the "
-            f"gain is {fixed(honest['value'], sign=True)}{between(honest['low'], honest['high'], sign=True)}, "
-            "which may be chance."
+            f"gain is {fixed(honest['value'], sign=True)}"
+            f"{between(honest['low'], honest['high'], sign=True)}, which may be chance."
         )
     match one.kind:
         case "better":
