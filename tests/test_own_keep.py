@@ -12,7 +12,7 @@ from sumlib.model.adapters import add_adapters, add_lora
 from sumlib.model.checkpoint import load_sam
 from sumlib.model.sum import Sum
 from sumlib.pipeline.own.keep import choose_keep, enough, interpolated, learning_curve
-from sumlib.pipeline.own.probe import make_probe
+from sumlib.pipeline.own.probe import Extent, make_probe
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +94,7 @@ def test_other_architectures_are_refused_by_name(sam, tuned):
 
 @pytest.fixture(scope="module")
 def probe(sam):
-    return make_probe(sam, unlabeled(3), SURE, limit_masks=5, prompts=("point",), progress=False)
+    return make_probe(sam, unlabeled(3), SURE, extent=Extent(masks=5, prompts=("point",)), progress=False)
 
 
 @pytest.fixture(scope="module")

@@ -13,10 +13,11 @@ from sumlib.data.images import BadSampleError
 from sumlib.model.checkpoint import load_sam
 from sumlib.model.sum import Sum
 from sumlib.pipeline.own.evaluation import compared, evaluate_own, scores, task_of
-from sumlib.pipeline.own.probe import ask, forgetting_probe, levels, make_probe, summary
+from sumlib.pipeline.own.probe import Extent, ask, forgetting_probe, levels, make_probe, summary
 from sumlib.pseudo.store import PseudoLabels, generate
 
-QUICK = {"limit_masks": 6, "progress": False}
+QUICK = {"extent": Extent(masks=6), "progress": False}
+ROUNDS = {"extent": Extent(masks=6, rounds=(1, 3)), "progress": False}
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +27,7 @@ def sam():
 
 @pytest.fixture(scope="module")
 def table(sam):
-    return forgetting_probe(pushed(sam, 0.3), sam, unlabeled(), SURE, rounds=(1, 3), **QUICK)
+    return forgetting_probe(pushed(sam, 0.3), sam, unlabeled(), SURE, **ROUNDS)
 
 
 def test_an_untuned_model_agrees_with_sam(sam):
@@ -37,7 +38,9 @@ def test_an_untuned_model_agrees_with_sam(sam):
 
 
 def test_a_model_pushed_away_agrees_less_the_further_the_less(sam, table):
-    near = forgetting_probe(pushed(sam, 0.01), sam, unlabeled(), SURE, prompts=("point",), **QUICK)
+    near = forgetting_probe(
+        pushed(sam, 0.01), sam, unlabeled(), SURE, extent=Extent(masks=6, prompts=("point",)), progress=False
+    )
     rows = [
         summary(one).query("by == 'all' and prompt == 'point' and round == 1").iloc[0]
         for one in (near, table)
@@ -51,7 +54,7 @@ def test_rows_are_the_same_for_both_models_and_on_every_run(sam, table):
     own, other = (table.loc[table["model"] == name, keys].reset_index(drop=True) for name in ("SUM", "SAM"))
     pd.testing.assert_frame_equal(own, other)
     assert set(table["round"]) == {1, 3} and table.groupby("image")["mask"].nunique().max() <= 6
-    again = forgetting_probe(pushed(sam, 0.3), sam, unlabeled(), SURE, rounds=(1, 3), **QUICK)
+    again = forgetting_probe(pushed(sam, 0.3), sam, unlabeled(), SURE, **ROUNDS)
     pd.testing.assert_frame_equal(table, again)
 
 
@@ -84,7 +87,9 @@ def test_images_outside_training_come_first_and_bad_ones_make_room(sam):
 
     entries = [*images._entries[:4], Entry("broken", "photo.png", broken), *images._entries[4:]]
     mixed = Dataset("unlabeled", 0, entries)
-    probe = make_probe(sam, mixed, SURE, trained=set(images.names[:3]), limit_images=4, **QUICK)
+    probe = make_probe(
+        sam, mixed, SURE, trained=set(images.names[:3]), extent=Extent(images=4, masks=6), progress=False
+    )
     fresh = [item.name for item in probe.items if not item.trained]
     assert fresh == images.names[3:] and len(probe.items) == 4 and probe.skipped == ("broken",)
     rows = ask(sam, probe, progress=False)
@@ -99,8 +104,8 @@ def test_stored_masks_are_sams_own_and_are_held_to_the_thresholds(sam, tmp_path)
     stored = make_probe(sam, images, SURE, labels=labels, **QUICK)
     assert [item.rles for item in stored.items] == [item.rles for item in made.items]
     strict = replace(SURE, stability_thresh=float(np.median(labels.table(["stability"])["stability"])))
-    kept = make_probe(sam, images, strict, labels=labels, limit_masks=1000, progress=False)
-    assert 0 < kept.masks < make_probe(sam, images, SURE, limit_masks=1000, progress=False).masks
+    kept = make_probe(sam, images, strict, labels=labels, extent=Extent(masks=1000), progress=False)
+    assert 0 < kept.masks < make_probe(sam, images, SURE, extent=Extent(masks=1000), progress=False).masks
     assert min(item.about["stability"].min() for item in kept.items) >= strict.stability_thresh
 
 
@@ -108,7 +113,7 @@ def test_a_probe_that_asks_nothing_says_so(sam):
     with pytest.raises(ValueError, match="SAM is sure of no mask in 3 images: lower"):
         make_probe(sam, unlabeled(3), replace(SURE, stability_thresh=1.0, pred_iou_thresh=1.0), **QUICK)
     with pytest.raises(ValueError, match="no prompt 'pen'"):
-        make_probe(sam, unlabeled(1), SURE, prompts=("pen",), **QUICK)
+        Extent(prompts=("pen",))
     with pytest.raises(ValueError, match="no answers of HQ"):
         summary(forgetting_probe(sam, sam, unlabeled(1), SURE, **QUICK), "HQ")
 

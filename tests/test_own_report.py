@@ -15,7 +15,7 @@ from sumlib.model.micro_sam import build_sam_micro
 from sumlib.model.sum import Sum
 from sumlib.pipeline.own.evaluation import compared, evaluate_own, scores
 from sumlib.pipeline.own.keep import choose_keep, learning_curve
-from sumlib.pipeline.own.probe import ask, make_probe, summary
+from sumlib.pipeline.own.probe import Extent, ask, make_probe, summary
 from sumlib.pipeline.own.report import (
     HUMAN,
     Results,
@@ -25,7 +25,6 @@ from sumlib.pipeline.own.report import (
     headline,
     keep_fields,
     read_results,
-    rewrite_report,
     write_report,
 )
 from sumlib.pipeline.own.report.pictures import cut, picture
@@ -44,7 +43,7 @@ def results(folder) -> Results:
     sam = foundation()
     models = {"SAM": sam, HUMAN: pushed(sam, 0.4), "SUM": pushed(sam, 0.3)}
     data, images, place = held_out(6), unlabeled(4), folder / "results"
-    probe = make_probe(sam, images, SURE, limit_masks=5, trained=["photo 1"], progress=False)
+    probe = make_probe(sam, images, SURE, extent=Extent(masks=5), trained=["photo 1"], progress=False)
     table = evaluate_own(models, data, rounds=(1, 3), tasks={2: "leaf"}, progress=False)
     choice = choose_keep(models["SUM"], sam, data, probe, grid=(0.5, 1), rounds=(1, 3), progress=False)
     masks = place / "masks.parquet"
@@ -152,7 +151,7 @@ def test_results_are_read_as_they_were_written(folder, results, written):
         elif one.name != "keep":
             assert new == old
     before = [(folder / name).read_bytes() for name in ("report.md", "report.html")]
-    rewrite_report(folder)
+    write_report(folder)
     assert before == [(folder / name).read_bytes() for name in ("report.md", "report.html")]
 
 
@@ -169,11 +168,11 @@ def test_missing_parts_are_left_out(tmp_path, results):
 
 def test_results_that_are_not_there_or_broken_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="run the project first"):
-        rewrite_report(tmp_path)
+        write_report(tmp_path)
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / "results.json").write_text('{"version": 1}')
     with pytest.raises(ValueError, match=r"results.json: cannot be used .* last stage again"):
-        rewrite_report(tmp_path)
+        write_report(tmp_path)
 
 
 # ---- the headline -------------------------------------------------------------------------------

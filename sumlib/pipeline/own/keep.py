@@ -168,7 +168,7 @@ def _point(scored: pd.DataFrame, answered: pd.DataFrame, share: float, probe: Pr
     means = 100 * own.astype({"iou": float}).groupby("round")["iou"].mean()
     gain = _gain(own, scored[scored["keep"] == 0])
     agreed = summary(answered, _title(share))
-    first = agreed[(agreed["by"] == "all") & (agreed["prompt"] == probe.prompts[0])].iloc[0]
+    first = agreed[(agreed["by"] == "all") & (agreed["prompt"] == probe.extent.prompts[0])].iloc[0]
     return {
         "keep": share,
         "value": means.mean(),

@@ -7,7 +7,7 @@ __getattr__, __dir__, __all__ = face(
     {
         "results": ["HUMAN", "Example", "Results", "Weights", "keep_fields", "read_results", "save_results"],
         "lead": ["headline"],
-        "write": ["rewrite_report", "write_report"],
+        "write": ["report_document", "write_report"],
         "pictures": ["draw_examples", "draw_uncertainty"],
     },
 )

@@ -20,7 +20,7 @@ def gains_figure(gains: dict[str, pd.DataFrame]) -> Figure:
     SAM is the line at zero. Differences are paired, so that their bands can be told from it; bands of the
     scores themselves would overlap where the models differ mask by mask.
     """
-    figure = new_figure(6.2, 2.7)
+    figure = new_figure(5.4, 2.7)
     lines = {}
     for axes, (metric, title) in zip(figure.subplots(1, 2), METRIC_TITLES.items()):
         lines[FOUNDATION] = axes.axhline(0, color=GREY, linewidth=1.2)
@@ -42,7 +42,7 @@ def gains_figure(gains: dict[str, pd.DataFrame]) -> Figure:
 def probe_figure(agreed: dict[str, pd.DataFrame]) -> Figure:
     """Agreement with SAM by size and by level: rows of `probe.summary` of one prompt and round, by model."""
     first = next(iter(agreed.values()))
-    figure = new_figure(6.2, 2.5)
+    figure = new_figure(5.4, 2.5)
     axes = figure.subplots()
     places = range(len(first))
     step = 0.22
@@ -69,7 +69,7 @@ def probe_figure(agreed: dict[str, pd.DataFrame]) -> Figure:
 @styled
 def keep_figure(curve: pd.DataFrame) -> Figure:
     """`sumlib.pipeline.own.keep.Choice.curve`: what is learnt above, what is forgotten below."""
-    figure = new_figure(6.2, 3.6)
+    figure = new_figure(5.4, 3.6)
     above, below = figure.subplots(2, 1, sharex=True)
     lines = {}
     rounds = [column for column in curve if column.startswith("mIoU, ")]
@@ -101,7 +101,7 @@ def keep_figure(curve: pd.DataFrame) -> Figure:
 @styled
 def learning_figure(curve: pd.DataFrame) -> Figure:
     """Of `sumlib.pipeline.own.keep.learning_curve`: held-out mIoU by the number of masks trained with."""
-    figure = new_figure(6.2, 2.6)
+    figure = new_figure(5.4, 2.6)
     axes = figure.subplots()
     lines = {}
     own = curve[curve["metric"] == "mIoU"]

@@ -7,7 +7,7 @@ import pandas as pd
 from sumlib.pipeline.own.evaluation import FEW, compared
 from sumlib.pipeline.own.probe import FOUNDATION, LOST, TUNED, summary
 from sumlib.pipeline.own.report.results import Results
-from sumlib.report.text import fixed
+from sumlib.report.text import fixed, interval_text
 
 NOTHING, BETTER, WORSE, TOO_FEW = "nothing", "better", "worse", "too few"
 
@@ -46,6 +46,13 @@ def between(low: float, high: float, sign: bool = False) -> str:
     if pd.isna(low) or pd.isna(high):
         return ""
     return f" (95 % interval {fixed(low, sign=sign)} to {fixed(high, sign=sign)})"
+
+
+def said_interval(row: pd.Series) -> str:
+    """A paired difference with its interval, or alone where there is none."""
+    if pd.isna(row["low"]):
+        return fixed(row["value"], sign=True)
+    return interval_text(row["value"], row["low"], row["high"])
 
 
 def headline(results: Results) -> list[str]:

@@ -4,8 +4,8 @@ import json
 
 from sumlib.model.checkpoint import MODEL_TYPES
 from sumlib.pipeline.own.report.document import Block, Code, Section, Table, Text
+from sumlib.pipeline.own.report.particulars import size
 from sumlib.pipeline.own.report.results import Results, Weights
-from sumlib.pipeline.own.report.sections import size
 
 OFFICIAL = ("vit_b", "vit_l", "vit_h")
 TITLES = {

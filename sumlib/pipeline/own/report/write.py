@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from sumlib.figures.style import save
 from sumlib.pipeline.own.evaluation import compared
-from sumlib.pipeline.own.report import figures, sections
+from sumlib.pipeline.own.report import figures, measured, particulars, shares
 from sumlib.pipeline.own.report.document import Document, Section, write_html, write_markdown
 from sumlib.pipeline.own.report.lead import first_agreement, headline
 from sumlib.pipeline.own.report.results import FOUNDATION, HUMAN, TUNED, Results, read_results, save_results
@@ -19,21 +19,20 @@ RESULTS = "results"
 CHARTS = "charts"
 
 
-def write_report(folder: Path | str, results: Results) -> list[Path]:
+def write_report(folder: Path | str, results: Results | None = None) -> list[Path]:
     """Write ``report.md`` and ``report.html`` into ``folder``, and ``results`` into `RESULTS` below it.
 
+    Without ``results`` those that lie there are used: the report is written again and nothing is computed.
     Pictures of examples must lie in `RESULTS` already (`draw_examples` was given that folder). The HTML file
-    has everything inside; the Markdown links the pictures. Returns both files.
+    has everything inside; the Markdown links the pictures. Returns both files. Raises: as `read_results`.
     """
     folder = Path(folder)
-    save_results(results, folder / RESULTS)
+    if results is None:
+        results = read_results(folder / RESULTS)
+    else:
+        save_results(results, folder / RESULTS)
     document = report_document(results, folder / RESULTS)
     return [write_markdown(document, folder / "report.md"), write_html(document, folder / "report.html")]
-
-
-def rewrite_report(folder: Path | str) -> list[Path]:
-    """Write the report again from what `write_report` left in ``folder``. Raises: as `read_results`."""
-    return write_report(folder, read_results(Path(folder) / RESULTS))
 
 
 def report_document(results: Results, folder: Path) -> Document:
@@ -41,17 +40,17 @@ def report_document(results: Results, folder: Path) -> Document:
     shutil.rmtree(folder / CHARTS, ignore_errors=True)
     chart = lambda name, draw: _chart(folder / CHARTS / f"{name}.png", draw)
     found: list[Section | None] = [
-        sections.held_out_section(results, chart("held-out", lambda: _gains(results))),
-        sections.probe_section(results, chart("probe", lambda: _probe(results))),
-        sections.extra_section(results),
-        *sections.example_sections(results, folder),
-        sections.keep_section(results, chart("keep", lambda: _keep(results))),
-        sections.learning_section(results, chart("learning-curve", lambda: _learning(results))),
+        measured.held_out_section(results, chart("held-out", lambda: _gains(results))),
+        measured.probe_section(results, chart("probe", lambda: _probe(results))),
+        measured.extra_section(results),
+        *particulars.example_sections(results, folder),
+        shares.keep_section(results, chart("keep", lambda: _keep(results))),
+        shares.learning_section(results, chart("learning-curve", lambda: _learning(results))),
         weights_section(results),
-        sections.data_section(results),
-        sections.skipped_section(results),
-        sections.stages_section(results),
-        sections.settings_section(results),
+        particulars.data_section(results),
+        particulars.skipped_section(results),
+        particulars.stages_section(results),
+        particulars.settings_section(results),
     ]
     lead = headline(results) or ["Nothing was measured: there are neither held-out masks nor a probe."]
     note = "Written by sumlib. Intervals: bootstrap over images, 2,000 draws, all masks of an image together."
