@@ -158,6 +158,8 @@ def test_differences_are_paired_and_have_no_interval_for_few_images(sam):
         assert row["low"] < row["value"] < row["high"]
     few = compared(own[own["image"].isin(["image0", "image1"])], "SUM", "SAM")
     assert few["low"].isna().all() and few["images"].eq(2).all()
+    twins = own.assign(photo=own["photo"].where(own["image"] == "image0", "one picture"))
+    assert compared(twins, "SUM", "SAM")["images"].eq(2).all()
     with pytest.raises(ValueError, match="other masks"):
         compared(pd.concat([own[own["model"] == "SAM"], own[own["model"] == "SUM"][3:]]), "SUM", "SAM")
 

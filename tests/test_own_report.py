@@ -156,7 +156,7 @@ def test_results_are_read_as_they_were_written(folder, results, written):
 
 
 def test_missing_parts_are_left_out(tmp_path, results):
-    write_report(tmp_path, results)
+    write_report(tmp_path, Results("leaves", probe=results.probe))
     bare = Results("leaves", held_out=results.held_out[results.held_out["model"] != "SUM"])
     text = write_report(tmp_path, bare)[0].read_text(encoding="utf-8")
     assert re.findall(r"^## (.+)$", text, re.MULTILINE) == ["Held-out masks: before and after"]
@@ -188,6 +188,7 @@ def made_up(changes: list[float], images: int | None = None) -> pd.DataFrame:
             "image": f"i{k % (images or 99)}",
             "mask": k,
             "round": 1,
+            "photo": f"i{k % (images or 99)}",
         }
         | {"iou": 0.5 + (change if model == "SUM" else 0), "biou": 0.5}
         for model in ("SAM", "SUM")

@@ -1,5 +1,6 @@
 """Held-out masks of a project: every model answers the same clicks, and models are compared mask by mask."""
 
+import zlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -39,7 +40,8 @@ def evaluate_own(
     has learnt a vector for it, else that the task is unspecified.
 
     ``tasks`` names the ids. A row for each model, mask and round: model, dataset, task, image, mask, round,
-    iou, biou. Raises ValueError if no sample can be used.
+    iou, biou, photo; the last is the same for samples of the same picture (one a task, say), which are drawn
+    together in all intervals. Raises ValueError if no sample can be used.
     """
     good = dataset.good()
     count = len(good) if limit_images is None else min(limit_images, len(good))
@@ -54,9 +56,20 @@ def evaluate_own(
         title = (tasks or {}).get(int(sample.task)) or getattr(sample.task, "title", str(sample.task))
         for name, model in models.items():
             part = _scores(model, sample, rounds, setting)
-            rows.append(part.assign(model=name, dataset=dataset.name, task=title, image=sample.name))
-    columns = ["model", "dataset", "task", "image", "mask", "round", "iou", "biou"]
+            same = {
+                "dataset": dataset.name,
+                "task": title,
+                "image": sample.name,
+                "photo": photo(sample.image),
+            }
+            rows.append(part.assign(model=name, **same))
+    columns = ["model", "dataset", "task", "image", "mask", "round", "iou", "biou", "photo"]
     return pd.concat(rows, ignore_index=True)[columns]
+
+
+def photo(image: np.ndarray) -> str:
+    """A mark of a picture (H, W, 3) uint8 by its content."""
+    return f"{image.shape[1]}x{image.shape[0]}-{zlib.crc32(np.ascontiguousarray(image)):08x}"
 
 
 def task_of(model: Sum, task: int) -> int:
@@ -139,10 +152,10 @@ def compared(table: pd.DataFrame, model: str, other: str) -> pd.DataFrame:
 
 def _interval(values: pd.Series, part: pd.DataFrame) -> tuple[float, float, float]:
     """In points; without bounds (NaN) for fewer than `FEW` images."""
-    images = part["dataset"].astype(str) + "/" + part["image"].astype(str)
-    value, low, high = share_interval(100 * values.astype(float), images, np.random.default_rng(0))
-    return (value, low, high) if images.nunique() >= FEW else (value, np.nan, np.nan)
+    photos = part["photo"]
+    value, low, high = share_interval(100 * values.astype(float), photos, np.random.default_rng(0))
+    return (value, low, high) if photos.nunique() >= FEW else (value, np.nan, np.nan)
 
 
 def _counts(part: pd.DataFrame) -> dict[str, int]:
-    return {"masks": len(part), "images": part[["dataset", "image"]].drop_duplicates().shape[0]}
+    return {"masks": len(part), "images": part["photo"].nunique()}

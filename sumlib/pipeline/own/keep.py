@@ -183,13 +183,13 @@ def _gain(own: pd.DataFrame, sam: pd.DataFrame) -> tuple[float, float, float]:
     keys = ["image", "mask", "round"]
     pairs = own.merge(sam[[*keys, "iou"]], on=keys, suffixes=("", "_sam"), validate="one_to_one")
     change = 100 * (pairs["iou"].astype(float) - pairs["iou_sam"])
-    value, low, high = share_interval(change, pairs["image"], np.random.default_rng(0))
-    return (value, low, high) if pairs["image"].nunique() >= FEW else (value, np.nan, np.nan)
+    value, low, high = share_interval(change, pairs["photo"], np.random.default_rng(0))
+    return (value, low, high) if pairs["photo"].nunique() >= FEW else (value, np.nan, np.nan)
 
 
 def _by_image(scored: pd.DataFrame) -> pd.DataFrame:
-    """Sum of IoU and number of values: rows (keep, image)."""
-    return scored.astype({"iou": float}).groupby(["keep", "image"])["iou"].agg(["sum", "size"])
+    """Sum of IoU and number of values: rows (keep, photo)."""
+    return scored.astype({"iou": float}).groupby(["keep", "photo"])["iou"].agg(["sum", "size"])
 
 
 def _best(sums: pd.DataFrame, allowed: Sequence[float]) -> float:
@@ -202,11 +202,11 @@ def _best(sums: pd.DataFrame, allowed: Sequence[float]) -> float:
 def _honest(scored: pd.DataFrame, allowed: Sequence[float]) -> dict[str, float]:
     """`Choice.honest`; without an interval for few images, without anything for a single one."""
     sums = _by_image(scored)
-    images = sums.index.unique("image")
-    if len(images) < 2:
+    photos = sums.index.unique("photo")
+    if len(photos) < 2:
         return dict.fromkeys(("value", "low", "high"), np.nan)
-    others = {image: _best(sums.drop(image, level="image"), allowed) for image in images}
-    own = scored[scored["keep"] == scored["image"].map(others)]
+    others = {photo: _best(sums.drop(photo, level="photo"), allowed) for photo in photos}
+    own = scored[scored["keep"] == scored["photo"].map(others)]
     return dict(zip(("value", "low", "high"), _gain(own, scored[scored["keep"] == 0])))
 
 

@@ -19,7 +19,7 @@ def held_out_section(results: Results, plot: Path | None) -> Section | None:
     table = results.held_out
     if table is None or table.empty:
         return None
-    masks, images = table.drop_duplicates(["dataset", "image", "mask"]), table["image"].nunique()
+    masks, images = table.drop_duplicates(["dataset", "image", "mask"]), table["photo"].nunique()
     blocks: list[Block] = [
         Text(
             f"{len(masks)} masks in {images} images that no model was trained on. "
