@@ -166,6 +166,14 @@ def test_missing_parts_are_left_out(tmp_path, results):
     assert "## " not in empty
 
 
+def test_two_images_get_numbers_without_intervals(tmp_path, results):
+    few = results.held_out[results.held_out["image"].isin(["image0", "image1"])]
+    text = write_report(tmp_path, Results("leaves", held_out=few))[0].read_text(encoding="utf-8")
+    assert "2 images are too few (at least 5)" in text and "fewer than 5 images say too little" in text
+    row = next(line for line in text.splitlines() if line.startswith("| 3 points"))
+    assert " to " not in row and re.search(r"[+-]\d+\.\d", row)
+
+
 def test_results_that_are_not_there_or_broken_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="run the project first"):
         write_report(tmp_path)

@@ -159,8 +159,8 @@ def write_html(document: Document, path: Path) -> Path:
 def inline(text: str) -> str:
     """Markdown inside a line as HTML: `code`, **bold**, and nothing else.
 
-    >>> inline("**a** < `b`")
-    '<strong>a</strong> &lt; <code>b</code>'
+    >>> print(inline("**a** < `b`"))
+    <strong>a</strong> &lt; <code>b</code>
     """
     safe = html.escape(text, quote=False)
     safe = re.sub(r"`([^`]+)`", r"<code>\1</code>", safe)

@@ -22,11 +22,9 @@ from sumlib.metrics import boundary_iou
 from sumlib.model.prompts import Prompts
 from sumlib.model.rounds import Round, best_of, interactive_rounds
 from sumlib.model.sum import Sum
-from sumlib.pipeline.own.probe_masks import PROMPTS, SIZES, Extent, Probe, ProbeImage, levels, make_probe
+from sumlib.pipeline.own.probe.masks import PROMPTS, SIZES, Probe, ProbeImage, make_probe
 from sumlib.report.intervals import share_interval
 from sumlib.sampler import next_click
-
-__all__ = ["Extent", "Probe", "ask", "forgetting_probe", "levels", "make_probe", "summary"]
 
 FOUNDATION, TUNED = "SAM", "SUM"
 """Names of the two models in the tables, where no others are given."""
