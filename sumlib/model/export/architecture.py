@@ -30,6 +30,7 @@ def known_type(shapes: Shapes) -> tuple[str, int] | None:
     return None
 
 
+@cache
 def own_side(model_type: str) -> int:
     """Input side in pixels of a type as it is published."""
     return _empty(model_type).image_encoder.img_size

@@ -54,7 +54,7 @@ def check_encoder(model: Sum, found: Sum, path: Path, *, loose: float = 0.0) -> 
 @torch.no_grad()
 def check_huggingface(sam: Sam, folder: Path, path: Path) -> None:
     """Compare `transformers`' own decoder, loaded from ``folder``, with SAM's; for all of the shown masks."""
-    theirs = huggingface.transformers_or_error().SamModel.from_pretrained(folder, local_files_only=True)
+    theirs = huggingface.open_folder(folder)[0]
     model = Sum(sam).eval()
     embedding, side = _embedding(model), sam.image_encoder.img_size
     point, label = torch.full((1, 1, 2), side / 3), torch.ones(1, 1, dtype=torch.int)

@@ -5,6 +5,8 @@
 """
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -59,6 +61,19 @@ def transformers_or_error() -> Any:
     except ImportError as error:
         raise ImportError(f"form 'huggingface' needs transformers: pip install '{NEEDED}'") from error
     return transformers
+
+
+@contextmanager
+def _quiet(transformers: Any) -> Iterator[None]:
+    """Without the progress bars of `transformers`, which are over before they can be read."""
+    logging = transformers.utils.logging
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def their_names(sam: Sam) -> dict[str, str]:
@@ -187,7 +202,8 @@ def write_folder(sam: Sam, folder: Path, card: str) -> None:
         model = transformers.SamModel(sam_config(sam))
     model.load_state_dict(state | {SHARED: state[FIRST]}, assign=True)
     model.tie_weights()
-    model.save_pretrained(folder)
+    with _quiet(transformers):
+        model.save_pretrained(folder)
     side, low = sam.image_encoder.img_size, sam.prompt_encoder.mask_input_size[0]
     processor = transformers.SamImageProcessor(
         size={"longest_edge": side},
@@ -205,6 +221,17 @@ def write_folder(sam: Sam, folder: Path, card: str) -> None:
 def read_folder(folder: Path) -> Sum:
     """A `Sum`, with task vectors of zero, from a folder of a `transformers.SamModel`, of ours or of others.
 
+    Raises: as `open_folder`.
+    """
+    model, config = open_folder(folder)
+    sam, given = sam_like(config), model.state_dict()
+    state = {ours: given[theirs] for ours, theirs in their_names(sam).items()}
+    return sum_of_sam(sam, state, folder)
+
+
+def open_folder(folder: Path) -> tuple[Any, Any]:
+    """The `transformers.SamModel` in a folder, float32, and its `SamConfig`.
+
     Raises:
         CheckpointError: it holds another kind of model, or is damaged.
         ImportError: `transformers` is missing.
@@ -216,9 +243,10 @@ def read_folder(folder: Path) -> Sum:
             raise CheckpointError(
                 f"{folder}: holds a {config.model_type!r}, not a 'sam'; name another folder"
             )
-        model, report = transformers.SamModel.from_pretrained(
-            folder, local_files_only=True, dtype=torch.float32, output_loading_info=True
-        )
+        with _quiet(transformers):
+            model, report = transformers.SamModel.from_pretrained(
+                folder, local_files_only=True, dtype=torch.float32, output_loading_info=True
+            )
     except (CheckpointError, MemoryError):
         raise
     except Exception as error:  # readers raise all sorts at damaged files
@@ -226,6 +254,4 @@ def read_folder(folder: Path) -> Sum:
         raise CheckpointError(f"{folder}: cannot be read ({reason}); export or download it again") from error
     if missing := sorted(set(report["missing_keys"]) - {FIRST, SHARED}):  # they would be left at random
         raise CheckpointError(f"{folder}: {missing[0]} is missing; export or download it again")
-    sam, given = sam_like(config), model.state_dict()
-    state = {ours: given[theirs] for ours, theirs in their_names(sam).items()}
-    return sum_of_sam(sam, state, folder)
+    return model.eval(), config

@@ -20,11 +20,20 @@ def staged(path: Path) -> Iterator[Path]:
     room.mkdir(parents=True)
     try:
         yield room / path.name
+        _readable(room / path.name)
         if path.is_dir():
             os.replace(path, room / "before")
         os.replace(room / path.name, path)
     finally:
         shutil.rmtree(room, ignore_errors=True)
+
+
+def _readable(path: Path) -> None:
+    """Give files the rights that new files have here: safetensors writes them for their owner alone."""
+    mask = os.umask(0)
+    os.umask(mask)
+    for file in path.iterdir() if path.is_dir() else [path]:
+        file.chmod(0o666 & ~mask)
 
 
 def check_file(path: Path, suffixes: tuple[str, ...], form: str) -> None:
