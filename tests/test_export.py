@@ -1,6 +1,7 @@
 """Models out into the world and back: SAM's own tools, Hugging Face and onnxruntime give our masks."""
 
 import hashlib
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from sumlib.model.export import ExportError, apply_adapter, export_model, import
 from sumlib.model.export.architecture import empty_sam, known_type, shapes_of
 from sumlib.model.export.huggingface import sam_config, sam_like, their_names
 from sumlib.model.export.low_rank import EXACT
+from sumlib.model.light_encoder import is_light, lighten, resize_input
 from sumlib.model.micro_sam import build_sam_micro
 from sumlib.model.predictor import SumPredictor
 from sumlib.model.sum import Sum
@@ -242,6 +244,36 @@ def test_a_vit_b_of_a_smaller_side_goes_out_and_comes_back(vit_b, tmp_path):
     folder = tmp_path / "b-hf"
     export_model(vit_b, folder, "huggingface", task=TASK, verify=False)
     check_transformers(vit_b, folder)
+
+
+def test_a_lighter_and_smaller_encoder_goes_out_as_what_it_computes(patches, tmp_path):
+    small = deepcopy(patches)
+    resize_input(small.sam, 48)
+    lighten(small.sam.image_encoder, checkpointing=True)
+    with pytest.raises(ExportError, match="is of no known type"):
+        export_model(small, tmp_path / "a.pth", "pth")
+    export_model(small, tmp_path / "hf", "huggingface", task=TASK)
+    check_transformers(small, tmp_path / "hf")
+    found = import_model(tmp_path / "hf")
+    assert type(small.sam.image_encoder) is not type(found.sam.image_encoder) and any(
+        is_light(small.sam.image_encoder)
+    )
+    assert found.sam.image_encoder.pos_embed.shape == (1, 6, 6, 32)
+
+
+def test_a_model_remembers_its_smaller_side(micro, base, tmp_path):
+    resize_input(micro.sam, 48)
+    shake(micro.decoder_parameters)
+    export_model(micro, tmp_path / "a.safetensors", "safetensors", task=1)
+    export_model(micro, tmp_path / "b.safetensors", "adapter", base=base, task=1)
+    export_model(micro, tmp_path / "c.pth", "pth", task=1)  # SAM's own tools know one side for a type
+    for file, start, side in (("a.safetensors", None, 48), ("b.safetensors", base, 48), ("c.pth", None, 64)):
+        found = import_model(tmp_path / file, base=start)
+        assert found.sam.image_encoder.img_size == side
+        assert side == 64 or same_weights(found, micro)
+    assert micro.sam.image_encoder.img_size == 48 and same_weights(
+        load_sum(tmp_path / "a.safetensors"), micro
+    )
 
 
 def check_transformers(model: Sum, folder: Path) -> None:
@@ -467,6 +499,8 @@ def annotate(folder: Path, image: np.ndarray, clicks: list, labels: list, side: 
 @pytest.mark.parametrize("single", [True, False])
 def test_onnxruntime_gives_our_masks_in_sams_own_interface(micro, tmp_path, single):
     if single:
+        resize_input(micro.sam, 48)
+        lighten(micro.sam.image_encoder)
         add_adapters(micro.sam.image_encoder, 4, rng())
         shake(light_parameters(micro.sam.image_encoder))
     folder = tmp_path / "onnx"
@@ -486,7 +520,8 @@ def test_onnxruntime_gives_our_masks_in_sams_own_interface(micro, tmp_path, sing
     for image in (photo(40, 52), photo(88, 60)):
         predictor.set_image(image)
         given = {"point_coords": np.array([[20, 11], [40, 30]]), "point_labels": np.array([1, 0])}
-        outputs = annotate(folder, image, [[20, 11], [40, 30]], [1, 0], 64)
+        side = micro.sam.image_encoder.img_size
+        outputs = annotate(folder, image, [[20, 11], [40, 30]], [1, 0], side)
         one = predictor.predict(**given, task=TASK, multimask_output=False, return_logits=True)
         for mine, other in zip(one, outputs):
             assert close(other[0, :1], mine[:1])
@@ -494,7 +529,7 @@ def test_onnxruntime_gives_our_masks_in_sams_own_interface(micro, tmp_path, sing
             three = predictor.predict(**given, task=TASK, return_logits=True)
             assert all(close(other[0, 1:], mine) for mine, other in zip(three, outputs))
         shown = {"mask_input": one[2], "multimask_output": False, "return_logits": True}
-        later = annotate(folder, image, [[20, 11], [40, 30]], [1, 0], 64, mask=one[2][None])
+        later = annotate(folder, image, [[20, 11], [40, 30]], [1, 0], side, mask=one[2][None])
         assert all(
             close(other[0, :1], mine) for mine, other in zip(predictor.predict(**given, **shown), later)
         )

@@ -59,7 +59,7 @@ def write_adapter(
     facts = {
         "form": "adapter",
         "model_type": types[0][0],
-        "input_side": types[0][1],
+        "input_side": model.sam.image_encoder.img_size,
         "base": {
             "file": base_file.name,
             "sha256": file_sha256(base_file),

@@ -14,7 +14,7 @@ from sumlib.model.sum import Sum
 def write_safetensors(model: Sum, path: Path, notes: dict) -> None:
     """Write a `Sum` so that `load_sum` reads it; ``notes`` are JSON values for `read_metadata`.
 
-    A model for a smaller input side than its type's own is read by `import_model`.
+    A model for a smaller input side than its type's own is read by `import_model`, which sets that side.
 
     Raises:
         ExportError: no known type of SAM, or LoRA's updates that are not merged yet.
@@ -23,9 +23,13 @@ def write_safetensors(model: Sum, path: Path, notes: dict) -> None:
     known = known_type(shapes_of(model.sam.state_dict()))
     if known is None:
         raise ExportError("form 'safetensors' holds SAM's types, and this model is none of them")
-    model_type, side = known
-    published = side == own_side(model_type)
-    load = "sumlib.model.load_sum(path)" if published else "sumlib.model.export.import_model(path)"
+    model_type, side = known[0], model.sam.image_encoder.img_size
+    published = known[1] == own_side(model_type)  # the shapes of its weights
+    load = (
+        "sumlib.model.load_sum(path)"
+        if side == own_side(model_type)
+        else "sumlib.model.export.import_model(path)"
+    )
     notes = notes | {"model_type": model_type, "input_side": side, "load": load}
     if published:
         save_sum(path, model, notes)

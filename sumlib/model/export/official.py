@@ -24,7 +24,8 @@ HQ_SIGN = "mask_decoder.hf_token.weight"
 def official_state(model: Sum, task: int | None, *, every_round: bool = False) -> dict[str, Tensor]:
     """Weights under the names of SAM's checkpoints, or of HQ-SAM's if that is the architecture.
 
-    ``task`` None: without a task. In HQ-SAM's architecture the task lies in output tokens, which all rounds
+    ``task`` None: without a task. A SAM that `resize_input` has made smaller goes out with its weights, which
+    those tools use at the type's own side. In HQ-SAM's architecture the task lies in output tokens, which all rounds
     share: a task can be told in every round (``every_round``) or in none.
 
     Raises:

@@ -36,7 +36,7 @@ def plain_sam(model: Sum, task: int | None, form: str) -> Sam:
 
 
 def folded_sam(model: Sum, task: int | None, form: str) -> Sam:
-    """`plain_sam` that leaves adapters where they are, for forms that hold a computation, not weights."""
+    """`plain_sam` that leaves adapters where they are, for a form that holds a computation, not weights."""
     refuse_unmerged(model)
     if model.architecture:
         raise ExportError(

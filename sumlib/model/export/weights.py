@@ -11,6 +11,7 @@ from sumlib.model.adapters import add_adapters
 from sumlib.model.checkpoint import MODEL_TYPES, CheckpointError
 from sumlib.model.export.architecture import empty_sam, known_type, shapes_of
 from sumlib.model.export.official import HQ_SIGN, split_hq
+from sumlib.model.light_encoder import resize_input
 from sumlib.model.sum import NUM_TASKS, Sum
 
 FIRST_ADAPTER = "sam.image_encoder.blocks.0.attn.adapter.down.weight"
@@ -39,7 +40,10 @@ def sum_of(state: dict[str, Tensor], notes: dict, path: Path) -> Sum:
         model = architecture(empty_sam(*known), tasks)
         if FIRST_ADAPTER in state:
             add_adapters(model.sam.image_encoder, len(state[FIRST_ADAPTER]))
-    return checkpoint._fill(model, state, f"a {known[0]} for images of {known[1]} pixels", path)
+    model = checkpoint._fill(model, state, f"a {known[0]} for images of {known[1]} pixels", path)
+    if (side := notes.get("input_side", known[1])) != known[1]:
+        resize_input(model.sam, side)
+    return model
 
 
 def _under_our_names(state: dict[str, Tensor]) -> dict[str, Tensor]:

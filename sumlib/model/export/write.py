@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from sumlib.model.export import adapter, check, huggingface, native, official, onnx_files, read
-from sumlib.model.export.architecture import known_type, shapes_of
+from sumlib.model.export.architecture import frame_of_tables, known_type, settled, shapes_of
 from sumlib.model.export.card import Card, huggingface_card, onnx_card
 from sumlib.model.export.low_rank import EXACT
 from sumlib.model.export.plain import check_task, folded_sam, plain_sam, task_titles
@@ -86,7 +86,8 @@ def _pth(model: Sum, path: Path, task: int | None, verify: bool, every_round: bo
             found = read.import_model(file)
             check.check_encoder(model, found, path)
             if not every_round:
-                check.check_decode(model, found, task, True, path)
+                with frame_of_tables(model.sam):
+                    check.check_decode(model, found, task, True, path)
 
 
 def _safetensors(
@@ -142,12 +143,12 @@ def _huggingface(
     **card: str,
 ) -> None:
     check_folder(path, huggingface.FILES, "huggingface")
-    sam, title = plain_sam(model, task, "huggingface"), _title(model, task, task_names)
+    sam, title = settled(plain_sam(model, task, "huggingface")), _title(model, task, task_names)
     with staged(path) as folder:
         text = huggingface_card(Card(**card), title, _named(model), sam.image_encoder.img_size)
         huggingface.write_folder(sam, folder, text)
         if verify:
-            check.check_encoder(model, read.import_model(folder), path)
+            check.check_encoder(Sum(sam), read.import_model(folder), path)
             check.check_huggingface(sam, folder, path)
 
 
@@ -161,7 +162,7 @@ def _onnx(
     **card: str,
 ) -> None:
     check_folder(path, onnx_files.FILES, "onnx")
-    sam, title = folded_sam(model, task, "onnx"), _title(model, task, task_names)
+    sam, title = settled(folded_sam(model, task, "onnx")), _title(model, task, task_names)
     sides = (sam.image_encoder.img_size, sam.prompt_encoder.mask_input_size[0])
     with staged(path) as folder:
         text = onnx_card(Card(**card), title, _named(model), sides, single_mask)
