@@ -115,7 +115,7 @@ def test_in_lower_precision_it_is_as_near_to_full_precision_as_sam_is(make, size
     off = lambda a, b: (a - b).norm().item()
     assert 0 < off(exact, light) < 1.2 * off(exact, sams)
     for name, gradient in exact_gradients.items():
-        assert off(gradient, light_gradients[name]) < 1.5 * off(gradient, sams_gradients[name]), name
+        assert off(gradient, light_gradients[name]) <= 2 * off(gradient, sams_gradients[name]), name
 
 
 def test_no_table_is_written_out():

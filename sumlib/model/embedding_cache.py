@@ -113,9 +113,8 @@ class EmbeddingCache:
         return self.folder / self._encoder(encoder) / name[:2] / f"{name}.safetensors"
 
     def _encoder(self, encoder: ImageEncoderViT) -> str:
-        """Hash of the encoder, made anew when a weight has been written to or replaced."""
-        state = tuple((p.data_ptr(), p._version) for p in encoder.parameters())
-        state += (encoder.img_size,)
+        """Hash of the encoder, made anew when it has another setting, or a weight was written to or replaced."""
+        state = _settings(encoder), *((p.data_ptr(), p._version) for p in encoder.parameters())
         if self._weights is None or self._weights[0] != state:
             self._weights = state, encoder_hash(encoder)
         return self._weights[1]
@@ -197,12 +196,16 @@ def first_global_block(encoder: ImageEncoderViT) -> int:
 
 def encoder_hash(encoder: ImageEncoderViT) -> str:
     """Hash (16 hex digits) of an encoder's weights and of the settings that are no weights."""
-    blocks = [(block.window_size, block.attn.num_heads) for block in encoder.blocks]
-    digest = hashlib.sha256(f"{FORMAT} {encoder.img_size} {blocks}".encode())
+    digest = hashlib.sha256(f"{FORMAT} {_settings(encoder)}".encode())
     for name, value in sorted(encoder.state_dict().items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
         digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
+
+
+def _settings(encoder: ImageEncoderViT) -> str:
+    blocks = [(block.window_size, block.attn.num_heads) for block in encoder.blocks]
+    return f"{encoder.img_size} {blocks}"
 
 
 def _cached_forward(self: ImageEncoderViT, pixels: Tensor) -> Tensor:
