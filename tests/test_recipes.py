@@ -25,7 +25,15 @@ def test_the_recipes_are_those_that_projects_may_name():
 
 @pytest.mark.parametrize(
     "gigabytes, name",
-    [(8.36, "8gb"), (11.5, "8gb"), (15.6, "16gb"), (25.4, "24gb"), (47.8, "24gb"), (85, "80gb"), (150, "80gb")],
+    [
+        (8.36, "8gb"),
+        (11.5, "8gb"),
+        (15.6, "16gb"),
+        (25.4, "24gb"),
+        (47.8, "24gb"),
+        (85, "80gb"),
+        (150, "80gb"),
+    ],
 )
 def test_auto_goes_by_the_memory_that_cards_really_have(gigabytes, name):
     assert recipe_of_memory(int(gigabytes * 1e9)) == name

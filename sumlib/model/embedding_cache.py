@@ -113,7 +113,7 @@ class EmbeddingCache:
         return self.folder / self._encoder(encoder) / name[:2] / f"{name}.safetensors"
 
     def _encoder(self, encoder: ImageEncoderViT) -> str:
-        """Hash of the encoder, made anew when it has another setting, or a weight was written to or replaced."""
+        """Hash of the encoder, made anew when a setting, a weight or the place of a weight is another."""
         state = _settings(encoder), *((p.data_ptr(), p._version) for p in encoder.parameters())
         if self._weights is None or self._weights[0] != state:
             self._weights = state, encoder_hash(encoder)
@@ -123,7 +123,7 @@ class EmbeddingCache:
         """The tensors of a file; None if there is none, or it is damaged."""
         try:
             with safe_open(path, "pt") as file:
-                found = {name: file.get_tensor(name).clone() for name in file.keys()}
+                found = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
         except (OSError, SafetensorError):
             return None
         wanted = {"embedding", *(f"block{number}" for number in self.blocks)}
@@ -155,7 +155,7 @@ class EmbeddingCache:
     def _stop(self, why: str, remedy: str) -> None:
         self.full = True
         print(
-            f"{self.folder}: the cache of embeddings {why}; what is not in it is encoded anew each time; {remedy}"
+            f"{self.folder}: the cache of embeddings {why}; what is not in it is encoded each time; {remedy}"
         )
 
     def _files(self) -> Iterator[tuple[Path, int, float]]:

@@ -58,7 +58,9 @@ RECIPES = {
     "8gb": Recipe(8, prompts_at_once=4, workers=2),
     "16gb": Recipe(16, prompts_at_once=8, workers=4, decoder_chunk=32),
     "24gb": Recipe(24, images_at_once=2, prompts_at_once=16, workers=4, decoder_chunk=64),
-    "80gb": Recipe(80, images_at_once=4, prompts_at_once=40, checkpointing=False, workers=8, decoder_chunk=128),
+    "80gb": Recipe(
+        80, images_at_once=4, prompts_at_once=40, checkpointing=False, workers=8, decoder_chunk=128
+    ),
 }
 """By name; the GPU recipes in the order of their memory."""
 ENOUGH = 0.9
