@@ -114,7 +114,7 @@ def recipe_of_memory(size: int) -> str:
 
 
 def tuning_for(recipe: Recipe, parameters: int) -> str:
-    """Which weights of a model of ``parameters`` are trained: the recipe's, or "lora" where full does not fit.
+    """What a model of ``parameters`` weights trains: as the recipe says, or "lora" where full does not fit.
 
     A trained parameter takes 16 bytes (itself, its gradient, two averages of AdamW), which shall leave half
     of the memory to the rest.
