@@ -81,9 +81,9 @@ class EmbeddingCache:
         with torch.no_grad():
             kept = [self._one(encoder, forward, image) for image in pixels]
             for number in self.blocks:
-                block = torch.stack([one[f"block{number}"] for one in kept]).to(pixels.device).float()
+                block = _batch([one[f"block{number}"] for one in kept], pixels.device)
                 _replay(encoder.blocks[number], block, number)
-            return torch.stack([one["embedding"] for one in kept]).to(pixels.device).float()
+            return _batch([one["embedding"] for one in kept], pixels.device)
 
     def _one(self, encoder: ImageEncoderViT, forward: Callable, image: Tensor) -> dict[str, Tensor]:
         path = self._place(encoder, image)
@@ -201,6 +201,10 @@ def encoder_hash(encoder: ImageEncoderViT) -> str:
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
         digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
+
+
+def _batch(values: list[Tensor], device: torch.device) -> Tensor:
+    return torch.stack([value.to(device).float() for value in values])
 
 
 def _settings(encoder: ImageEncoderViT) -> str:
