@@ -10,8 +10,6 @@ Everything here changes the class of modules, never their weights: state diction
 low-rank updates and copies stay as they are.
 """
 
-import math
-
 import torch
 from segment_anything.modeling import ImageEncoderViT, Sam
 from segment_anything.modeling.image_encoder import Attention, Block, get_rel_pos
@@ -76,7 +74,8 @@ def resize_input(sam: Sam, side: int) -> None:
     patch = encoder.img_size // prompt.image_embedding_size[0]
     if side % patch or side < 2 * patch:
         raise ValueError(
-            f"an input side of {side} pixels does not fit: it must be a multiple of {patch}, from {2 * patch} on"
+            f"an input side of {side} pixels does not fit: allowed are multiples of {patch} "
+            f"from {2 * patch} on"
         )
     grid = side // patch
     encoder.__class__ = ImageEncoderViT if grid == encoder.pos_embed.shape[1] else ResizedEncoder

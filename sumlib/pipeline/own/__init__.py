@@ -1,0 +1,1 @@
+"""A user's own project: a folder of images and masks becomes data, and a better SAM."""
