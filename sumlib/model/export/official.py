@@ -25,8 +25,8 @@ def official_state(model: Sum, task: int | None, *, every_round: bool = False) -
     """Weights under the names of SAM's checkpoints, or of HQ-SAM's if that is the architecture.
 
     ``task`` None: without a task. A SAM that `resize_input` has made smaller goes out with its weights, which
-    those tools use at the type's own side. In HQ-SAM's architecture the task lies in output tokens, which all rounds
-    share: a task can be told in every round (``every_round``) or in none.
+    those tools use at the type's own side. In HQ-SAM's architecture the task lies in output tokens, which all
+    rounds share: a task can be told in every round (``every_round``) or in none.
 
     Raises:
         ExportError: adapters, another architecture or input side, or HQ-SAM's with a task and not
