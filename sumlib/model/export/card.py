@@ -36,17 +36,41 @@ def huggingface_card(card: Card, task: str | None, model_type: str, side: int) -
 
     ``task`` is the task's name, ``model_type`` such as "vit_b", ``side`` the input side in pixels.
     """
-    return f"""---
-license: {card.licence}
+    return HUGGING_FACE.format(
+        **vars(card) | {"task": first_round(task), "model_type": model_type, "side": side}
+    )
+
+
+def onnx_card(
+    card: Card, task: str | None, model_type: str, sides: tuple[int, int], single_mask: bool
+) -> str:
+    """``README.md`` of a folder with ``encoder.onnx`` and ``decoder.onnx``.
+
+    ``sides``: of the input and of the mask logits, in pixels; else as `huggingface_card`.
+    """
+    facts = {
+        "task": first_round(task),
+        "model_type": model_type,
+        "side": sides[0],
+        "low": sides[1],
+        "masks": 1 if single_mask else 4,
+        "name": card.title.lower().replace(" ", "-"),
+    }
+    return ONNX.format(**vars(card) | facts)
+
+
+HUGGING_FACE = """\
+---
+license: {licence}
 library_name: transformers
 pipeline_tag: mask-generation
 tags: [segment-anything, sam, sum, image-segmentation]
 ---
 
-# {card.title}
+# {title}
 
 A Segment Anything Model ({model_type}, images of {side} pixels), made with SUM, uncertainty-aware
-fine-tuning of segmentation foundation models. {first_round(task)}
+fine-tuning of segmentation foundation models. {task}
 
 ## Use
 
@@ -70,35 +94,26 @@ To go on from a mask, give its logits, `outputs.pred_masks[:, 0, :1]`, as `input
 
 ## Training
 
-{card.trained}
+{trained}
 
 ## Limits
 
-{card.limits}
+{limits}
 
 `transformers` scales images with another filter than SAM's own predictor, so that outlines can differ by a
 pixel between the two.
 
 ## Licence
 
-{card.licence}. SAM's weights, which this model starts from, are under the Apache License 2.0. The method:
+{licence}. SAM's weights, which this model starts from, are under the Apache License 2.0. The method:
 K. Liu et al., *Uncertainty-aware Fine-tuning of Segmentation Foundation Models*, NeurIPS 2024.
 """
 
-
-def onnx_card(
-    card: Card, task: str | None, model_type: str, sides: tuple[int, int], single_mask: bool
-) -> str:
-    """``README.md`` of a folder with ``encoder.onnx`` and ``decoder.onnx``.
-
-    ``sides``: of the input and of the mask logits, in pixels; else as `huggingface_card`.
-    """
-    side, low = sides
-    masks = "1" if single_mask else "4"
-    return f"""# {card.title}
+ONNX = """\
+# {title}
 
 A Segment Anything Model ({model_type}) as ONNX, in the interface of SAM's own export and of annotation tools.
-{first_round(task)}
+{task}
 
 - `encoder.onnx`, once an image. `input_image` (h, w, 3) float32: RGB 0 to 255, scaled so that the longer
   side is {side} pixels. Gives `image_embeddings`.
@@ -113,21 +128,21 @@ In AnyLabeling and X-AnyLabeling, load a `config.yaml` beside these files:
 
 ```yaml
 type: segment_anything
-name: {card.title.lower().replace(" ", "-")}
-display_name: {card.title}
+name: {name}
+display_name: {title}
 encoder_model_path: encoder.onnx
 decoder_model_path: decoder.onnx
 ```
 
 ## Training
 
-{card.trained}
+{trained}
 
 ## Limits
 
-{card.limits}
+{limits}
 
 ## Licence
 
-{card.licence}. SAM's weights, which this model starts from, are under the Apache License 2.0.
+{licence}. SAM's weights, which this model starts from, are under the Apache License 2.0.
 """

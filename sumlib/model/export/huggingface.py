@@ -102,54 +102,63 @@ def sam_config(sam: Sam) -> Any:
     Raises ExportError for an image encoder that no SamConfig describes: the micro models' begins with small
     convolutions.
     """
-    encoder, prompt, decoder = sam.image_encoder, sam.prompt_encoder, sam.mask_decoder
-    if not isinstance(encoder.patch_embed.proj, nn.Conv2d):
+    if not isinstance(sam.image_encoder.patch_embed.proj, nn.Conv2d):
         raise ExportError(
             "form 'huggingface' describes an image encoder by a SamConfig, which knows patches only; this "
             "model's begins with several convolutions, as the micro models do: use form 'pth', "
             "'safetensors' or 'onnx'"
         )
-    side, patch = encoder.img_size, encoder.patch_embed.proj.kernel_size[0]
-    transformer, block = decoder.transformer, encoder.blocks[0]
-    cross = transformer.layers[0].cross_attn_token_to_image
-    width = block.norm1.normalized_shape[0]
-    vision = {
-        "hidden_size": width,
-        "output_channels": prompt.embed_dim,
-        "num_hidden_layers": len(encoder.blocks),
-        "num_attention_heads": block.attn.num_heads,
-        "image_size": side,
-        "patch_size": patch,
-        "layer_norm_eps": block.norm1.eps,
-        "qkv_bias": block.attn.qkv.bias is not None,
-        "mlp_ratio": block.mlp.lin1.out_features / width,
-        "mlp_dim": block.mlp.lin1.out_features,
-        "use_abs_pos": encoder.pos_embed is not None,
-        "use_rel_pos": hasattr(block.attn, "rel_pos_h"),
-        "window_size": max(block.window_size for block in encoder.blocks),
-        "global_attn_indexes": [k for k, block in enumerate(encoder.blocks) if block.window_size == 0],
-        "num_pos_feats": prompt.embed_dim // 2,
+    prompt = sam.prompt_encoder
+    image = {
+        "image_size": sam.image_encoder.img_size,
+        "patch_size": sam.image_encoder.patch_embed.proj.kernel_size[0],
     }
     prompts = {
         "hidden_size": prompt.embed_dim,
-        "image_size": side,
-        "patch_size": patch,
         "mask_input_channels": prompt.mask_downscaling[3].out_channels,
     }
-    masks = {
+    return transformers_or_error().SamConfig(
+        vision_config=image | _vision_config(sam.image_encoder, prompt.embed_dim),
+        prompt_encoder_config=image | prompts,
+        mask_decoder_config=_decoder_config(sam.mask_decoder),
+    )
+
+
+def _vision_config(encoder: ImageEncoderViT, channels: int) -> dict:
+    block = encoder.blocks[0]
+    width, inner = block.norm1.normalized_shape[0], block.mlp.lin1.out_features
+    return {
+        "hidden_size": width,
+        "output_channels": channels,
+        "num_hidden_layers": len(encoder.blocks),
+        "num_attention_heads": block.attn.num_heads,
+        "layer_norm_eps": block.norm1.eps,
+        "qkv_bias": block.attn.qkv.bias is not None,
+        "mlp_ratio": inner / width,
+        "mlp_dim": inner,
+        "use_abs_pos": encoder.pos_embed is not None,
+        "use_rel_pos": block.attn.use_rel_pos,
+        "window_size": max(block.window_size for block in encoder.blocks),
+        "global_attn_indexes": [k for k, block in enumerate(encoder.blocks) if block.window_size == 0],
+        "num_pos_feats": channels // 2,
+    }
+
+
+def _decoder_config(decoder: MaskDecoder) -> dict:
+    transformer, head = decoder.transformer, decoder.iou_prediction_head
+    layer = transformer.layers[0]
+    return {
         "hidden_size": transformer.embedding_dim,
         "mlp_dim": transformer.mlp_dim,
         "num_hidden_layers": transformer.depth,
         "num_attention_heads": transformer.num_heads,
-        "attention_downsample_rate": transformer.embedding_dim // cross.internal_dim,
+        "attention_downsample_rate": transformer.embedding_dim
+        // layer.cross_attn_token_to_image.internal_dim,
         "num_multimask_outputs": decoder.num_multimask_outputs,
-        "iou_head_depth": decoder.iou_prediction_head.num_layers,
-        "iou_head_hidden_dim": decoder.iou_prediction_head.layers[0].out_features,
-        "layer_norm_eps": transformer.layers[0].norm1.eps,  # SAM's 1e-5; Hugging Face's default is 1e-6
+        "iou_head_depth": head.num_layers,
+        "iou_head_hidden_dim": head.layers[0].out_features,
+        "layer_norm_eps": layer.norm1.eps,  # SAM's 1e-5; Hugging Face's default is 1e-6
     }
-    return transformers_or_error().SamConfig(
-        vision_config=vision, prompt_encoder_config=prompts, mask_decoder_config=masks
-    )
 
 
 def sam_like(config: Any) -> Sam:

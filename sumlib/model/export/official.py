@@ -33,6 +33,7 @@ def official_state(model: Sum, task: int | None, *, every_round: bool = False) -
             ``every_round``.
         ValueError: no such task.
     """
+    refuse_adapters(model, "pth")
     known = known_type(shapes_of(model.sam.state_dict()))
     if known is None or known[1] != own_side(known[0]):
         found = "is of no known type" if known is None else f"takes images of {known[1]} pixels"
@@ -48,7 +49,6 @@ def official_state(model: Sum, task: int | None, *, every_round: bool = False) -
 
 
 def _hq_state(model: Sum, task: int | None, every_round: bool) -> dict[str, Tensor]:
-    refuse_adapters(model, "pth")
     check_task(model, task)
     if task is not None and not every_round:
         raise ExportError(
