@@ -139,7 +139,7 @@ def same_weights(found: Sum, model: Sum) -> bool:
 
 
 def close(found, expected, off: float = 1e-4) -> bool:
-    """Whether arrays differ by at most ``off`` of the largest expected number, or ``off`` if all are small."""
+    """Whether arrays differ by at most ``off`` of the largest expected number, or ``off`` if it is small."""
     found, expected = torch.as_tensor(found).detach(), torch.as_tensor(expected).detach()
     return found.shape == expected.shape and bool(
         (found - expected).abs().max() <= off * max(1.0, expected.abs().max())

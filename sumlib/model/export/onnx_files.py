@@ -108,7 +108,7 @@ def _trace(module: nn.Module, inputs: dict, outputs: tuple[str, ...], file: Path
         torch.onnx.export(
             module.eval(),
             tuple(inputs.values()),
-            file,
+            str(file),  # of a Path, weights above 2 GB would have no place
             input_names=list(inputs),
             output_names=list(outputs),
             dynamic_axes=free,
