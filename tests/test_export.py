@@ -1,6 +1,8 @@
 """Models out into the world and back: SAM's own tools, Hugging Face and onnxruntime give our masks."""
 
 import hashlib
+import re
+import sys
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
@@ -8,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors import safe_open
 from segment_anything import SamAutomaticMaskGenerator, SamPredictor, sam_model_registry
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
@@ -314,7 +317,7 @@ def check_transformers(model: Sum, folder: Path) -> None:
                 assert close(out.iou_scores[:, 0], score[:, offered])
 
 
-def test_transformers_gives_our_masks(patches, tmp_path):
+def test_transformers_gives_our_masks(patches, tmp_path, monkeypatch):
     from transformers import SamProcessor
 
     folder = tmp_path / "hf"
@@ -344,6 +347,13 @@ def test_transformers_gives_our_masks(patches, tmp_path):
         "## Limits",
     ):
         assert word in card
+    Image.fromarray(photo()).save(folder / "photo.jpg")
+    monkeypatch.chdir(folder)
+    said = {}
+    exec(re.search(r"```python\n(.*?)```", card, re.DOTALL)[1], said)  # what the card tells to type
+    assert said["masks"].shape == (1, 3, 40, 52) and said["masks"].dtype == torch.bool
+    again = said["model"](**said["inputs"], input_masks=said["outputs"].pred_masks[:, 0, :1])
+    assert not torch.equal(again.pred_masks, said["outputs"].pred_masks)
     found = import_model(folder)
     assert not found.task_prompt.weight.any()
     folded = found.sam.prompt_encoder.no_mask_embed.weight - patches.sam.prompt_encoder.no_mask_embed.weight
@@ -668,8 +678,8 @@ def test_wrong_words_are_named(micro, tmp_path, path, form, given, match):
 
 
 def test_a_missing_package_is_named(patches, tmp_path, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "transformers", None)
-    monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(
         ImportError, match="form 'huggingface' needs transformers: pip install 'transformers>="
     ):
