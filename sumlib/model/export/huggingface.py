@@ -59,7 +59,10 @@ def transformers_or_error() -> Any:
     try:
         import transformers
     except ImportError as error:
-        raise ImportError(f"form 'huggingface' needs transformers: pip install '{NEEDED}'") from error
+        reason = str(error).split("\n")[0]
+        raise ImportError(
+            f"form 'huggingface' needs transformers: pip install '{NEEDED}' ({reason})"
+        ) from error
     return transformers
 
 

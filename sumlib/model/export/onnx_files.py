@@ -53,7 +53,7 @@ def onnx_or_error() -> tuple[Any, Any]:
         import onnx
         import onnxruntime
     except ImportError as error:
-        raise ImportError(f"form 'onnx' needs {error.name}: pip install {NEEDED}") from error
+        raise ImportError(f"form 'onnx' needs {error.name}: pip install {NEEDED} ({error})") from error
     return onnx, onnxruntime
 
 
