@@ -147,7 +147,7 @@ class SumPredictor(SamPredictor):
         the predictor was made with.
         """
         if not self.is_image_set:
-            raise RuntimeError("no image is set: call set_image first")
+            raise RuntimeError("an image must be set: call set_image first")
         given = (point_coords, point_labels, boxes, mask_input)
         if self.sum.architecture:
             return self._decode(*given, multimask_output, return_logits)
