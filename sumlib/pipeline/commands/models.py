@@ -41,12 +41,12 @@ def open_model(path: Path | None, device: str | None = None) -> tuple[Sum, dict]
 
 def _read(path: Path) -> Sum:
     shapes = _shapes(path)
-    if "task_prompt.weight" in shapes:
-        return load_sum(path)
-    if shapes is not None and (kind := sam_type(shapes)):
-        return Sum(load_sam(kind, path))
     if shapes is None:
         return Sum(load_sam("vit_b", path))  # which says what is wrong with the file
+    if "task_prompt.weight" in shapes:
+        return load_sum(path)
+    if kind := sam_type(shapes):
+        return Sum(load_sam(kind, path))
     from sumlib.model.export import import_model  # files of others
 
     return import_model(path)
