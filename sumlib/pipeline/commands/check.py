@@ -24,7 +24,7 @@ def add(commands) -> None:
         "--max-bad",
         type=share,
         metavar="SHARE",
-        help="share of bad masks, 0 to 1, above which the exit status is 3 (default: the project's bad_share)",
+        help="share of bad masks, 0 to 1, above which the exit status is 3 (default: project.yaml's)",
     )
 
 
