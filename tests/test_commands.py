@@ -84,7 +84,9 @@ def test_masks_are_the_generators_in_every_form(folder, tmp_path, capsys):
     over = read(out / "overlay" / "disc.png")
     assert over.shape[2] == 3 and over.shape[0] / over.shape[1] == 60 / 90 and len(np.unique(over)) > 9
     assert (out / "labels" / "día 1" / "Übung.png").is_file()
-    assert re.search(rf"{len(coco.anns)} masks in 2 images", said.out) and "2 images, 0 of them" in said.err
+    assert (
+        re.search(rf"{len(coco.anns)} masks in 2 images", said.out) and "2 images, 0 done before" in said.err
+    )
 
 
 def test_what_is_done_is_not_done_again(folder, tmp_path, capsys):
@@ -92,7 +94,7 @@ def test_what_is_done_is_not_done_again(folder, tmp_path, capsys):
     times = lambda: {p.name: p.stat().st_mtime_ns for p in (out / "records").rglob("*.json")}
     assert masks(folder / "disc.png", out) == 0
     first = times()
-    assert masks(folder, out) == 0 and "2 images, 1 of them done before" in capsys.readouterr().err
+    assert masks(folder, out) == 0 and "2 images, 1 done before" in capsys.readouterr().err
     both = times()
     assert both["disc.json"] == first["disc.json"] and len(both) == 2
     assert masks(folder, out, "--form", "labels") == 0 and times() == both  # pictures come from the records
@@ -119,7 +121,7 @@ def test_bad_images_are_listed_and_counted_and_the_good_ones_done(folder, tmp_pa
     (folder / "cut.jpg").write_bytes((folder / "día 1" / "Übung.jpg").read_bytes()[:300])
     assert masks(folder, out, "--max-bad", "0.2") == 3
     said = capsys.readouterr()
-    assert "1 of 3 images are bad" in said.err and "cut.jpg: file is truncated" in said.err
+    assert "1 of 3 images left out" in said.err and "cut.jpg: file is truncated" in said.err
     assert list(json.loads((out / "problems.json").read_text())) == ["cut"] and "in 2 images" in said.out
     assert masks(folder, out, "--max-bad", "0.5") == 0
     (folder / "cut.jpg").unlink()
@@ -129,7 +131,7 @@ def test_bad_images_are_listed_and_counted_and_the_good_ones_done(folder, tmp_pa
 def test_no_mask_is_said(folder, tmp_path, capsys):
     assert masks(folder / "disc.png", tmp_path, "--pred-iou", "1", "--form", "coco,labels,overlay") == 0
     said = capsys.readouterr()
-    assert "0 masks in 1 images" in said.out and "lower --pred-iou" in said.err
+    assert "0 masks in 1 image:" in said.out and "lower --pred-iou" in said.err
     assert not COCO(tmp_path / "coco.json").anns and not read(tmp_path / "labels" / "disc.png").any()
 
 

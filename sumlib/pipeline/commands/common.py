@@ -89,6 +89,15 @@ def status_of(bad: int, total: int, most: float) -> int:
     return BAD if bad > most * total else OK
 
 
+def counted(number: int, noun: str) -> str:
+    """A number of things in words.
+
+    >>> counted(1, "mask"), counted(0, "image")
+    ('1 mask', '0 images')
+    """
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
 def note(text: str) -> None:
     """Print to the standard error, where progress is, so that results can be piped."""
     print(text, file=sys.stderr)

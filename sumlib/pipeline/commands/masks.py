@@ -11,6 +11,7 @@ from sumlib.pipeline.commands.common import (
     add_max_bad,
     add_model,
     count,
+    counted,
     note,
     share,
     status_of,
@@ -114,10 +115,10 @@ def _end(options, total: int, done: list[str], problems: dict[str, str]) -> int:
         write_text(listed, json.dumps(problems, indent=1, ensure_ascii=False) + "\n")
         for text in problems.values():
             note(f"left out: {text}")
-        note(f"{len(problems)} of {len(done) + len(problems)} images are bad: see {listed}")
+        note(f"{len(problems)} of {counted(len(done) + len(problems), 'image')} left out: see {listed}")
     else:
         listed.unlink(missing_ok=True)
-    print(f"{total} masks in {len(done)} images: {options.out}")
+    print(f"{counted(total, 'mask')} in {counted(len(done), 'image')}: {options.out}")
     if done and not total:
         note("no mask passed: lower --pred-iou and --stability, or check that the model fits the images")
     return status_of(len(problems), len(done) + len(problems), options.max_bad)

@@ -4,6 +4,7 @@ import colorsys
 from collections.abc import Sequence
 from pathlib import Path
 
+import cv2
 import numpy as np
 from PIL import Image, ImageDraw
 
@@ -50,12 +51,14 @@ def overlay_picture(
     points: Sequence[tuple[float, float, int]] = (),
     box: Sequence[float] | None = None,
 ) -> np.ndarray:
-    """The image (H, W, 3) uint8 with its masks (H, W) bool in colours, ``points`` x, y, label and a ``box``
-    XYXY: (H', W', 3) uint8.
+    """The image (H, W, 3) uint8 with its masks (H, W) bool in colours and outlined, ``points`` x, y, label
+    and a ``box`` XYXY: (H', W', 3) uint8.
     """
     picture = image.astype(np.float32)
     for k in _large_first(masks):
+        inner = cv2.erode(masks[k].astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
         picture[masks[k]] = 0.45 * picture[masks[k]] + 0.55 * colour(k)
+        picture[masks[k] & ~inner] = colour(k)
     drawn = Image.fromarray(picture.round().astype(np.uint8))
     scale = max(1, round(LEAST_SIDE / max(drawn.size)))
     drawn = drawn.resize((drawn.width * scale, drawn.height * scale), Image.Resampling.NEAREST)
