@@ -89,9 +89,8 @@ def run(options) -> int:
     finder = Finder(options)
     records = Records(options.out, top, finder.settings)
     waiting = {name for name, path in images.items() if not records.has(name, path)}
-    note(
-        f"{len(images)} images, {len(images) - len(waiting)} of them done before; results go to {options.out}"
-    )
+    before = len(images) - len(waiting)
+    note(f"{counted(len(images), 'image')}, {before} done before; results go to {options.out}")
     problems = {}
     for name in with_bar(list(images), "masks", shown=bool(waiting)):
         try:
