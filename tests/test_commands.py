@@ -13,6 +13,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from sumlib.base.paths import ROOT, SAMPLE
+from sumlib.methods.hq_sam import HqSum
 from sumlib.model.checkpoint import load_sam, save_sum
 from sumlib.model.generator import SumMaskGenerator
 from sumlib.model.predictor import SumPredictor
@@ -116,6 +117,15 @@ def test_results_inside_the_folder_are_no_images_and_names_stay_apart(folder, ca
     assert names == {"disc.png.json", "disc.bmp.json", "día 1"}
 
 
+def test_what_others_left_where_results_would_go_is_not_touched(folder, capsys):
+    own = folder / "masks" / "disc"
+    own.mkdir(parents=True)
+    (own / "1.png").write_bytes(b"mine")
+    assert masks(folder, folder, "--form", "masks") == 2
+    assert "masks was not written by this command" in capsys.readouterr().err
+    assert [path.name for path in own.iterdir()] == ["1.png"] and not (folder / "records").exists()
+
+
 def test_bad_images_are_listed_and_counted_and_the_good_ones_done(folder, tmp_path, capsys):
     out = tmp_path / "out"
     (folder / "cut.jpg").write_bytes((folder / "día 1" / "Übung.jpg").read_bytes()[:300])
@@ -184,12 +194,77 @@ def test_task_and_refiner_of_a_tuned_model(folder, tmp_path, capsys):
         assert learned == (number == 2)
 
 
-def test_a_plain_checkpoint_is_recognised_by_its_shapes(folder, tmp_path):
+def test_checkpoints_are_recognised_by_what_is_in_them(folder, tmp_path):
     for kind in ("micro", "micro_b"):
-        file = tmp_path / f"{kind}.pth"
-        torch.save(load_sam(kind).state_dict(), file)
-        given = ["--point", "30,30", "--out", str(tmp_path), "--model", str(file)]
+        torch.save(load_sam(kind).state_dict(), tmp_path / f"{kind}.pth")
+    save_sum(tmp_path / "hq.safetensors", HqSum(load_sam("micro")), {"model_type": "micro"})
+    for file in ("micro.pth", "micro_b.pth", "hq.safetensors"):
+        given = ["--point", "30,30", "--out", str(tmp_path), "--model", str(tmp_path / file)]
         assert main(["predict", str(folder / "disc.png"), *given]) == 0
+    easy = ["--points-per-side", "2", "--pred-iou", "0", "--stability", "0"]
+    assert main(["masks", str(folder), "--out", str(tmp_path), "--model", given[-1], *easy]) == 0
+    assert json.loads((tmp_path / "records" / "disc.json").read_text())["annotations"]
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "words"),
+    [
+        (KeyboardInterrupt(), 130, "the same command goes on"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried"), 1, "out of memory: lower --points-per-batch"),
+        (OSError(28, "No space left on device"), 1, "No space left on device"),
+    ],
+    ids=["stopped", "memory", "disk"],
+)
+def test_after_an_end_in_the_middle_the_same_command_goes_on(
+    error, status, words, folder, tmp_path, capsys, monkeypatch
+):
+    whole, done = SumMaskGenerator.generate, []
+
+    def fails_at_the_second(self, image):
+        if done:
+            raise error
+        done.append(image)
+        return whole(self, image)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SumMaskGenerator, "generate", fails_at_the_second)
+        assert masks(folder, tmp_path / "out") == status
+    assert words in capsys.readouterr().err
+    assert masks(folder, tmp_path / "out") == 0
+    assert "2 images, 1 done before" in capsys.readouterr().err
+    assert {path.suffix for path in (tmp_path / "out").rglob("*") if path.is_file()} == {".json"}
+
+
+def test_check_reads_a_project_and_counts(folder, tmp_path, capsys):
+    pytest.importorskip("sumlib.pipeline.own.check", reason="own projects are not there")
+    project = tmp_path / "leaves"
+    for name in ("images", "masks"):
+        (project / name).mkdir(parents=True)
+    for k in range(4):
+        Image.fromarray(np.roll(picture(), 9 * k, 1)).save(project / "images" / f"{k}.png")
+        Image.fromarray(((picture()[..., 0] == 250) * 255).astype(np.uint8)).save(
+            project / "masks" / f"{k}.png"
+        )
+    assert main(["check", str(project)]) == 0 and "4 images, 4 masks" in capsys.readouterr().out
+    Image.fromarray(np.zeros((60, 90), np.uint8)).save(project / "masks" / "2.png")
+    assert main(["check", str(project), "--max-bad", "0.2"]) == 3
+    assert main(["check", str(project), "--max-bad", "0.3"]) == 0
+    assert main(["check", str(tmp_path / "no")]) == 1
+
+
+def test_export_writes_a_plain_sam_with_the_task(tmp_path, capsys):
+    pytest.importorskip("sumlib.model.export", reason="exports are not there")
+    model = Sum(load_sam("micro", MICRO))
+    with torch.no_grad():
+        model.task_prompt.weight[3] = 0.25
+    save_sum(tmp_path / "sum.safetensors", model, {"model_type": "micro"})
+    given = ["export", str(tmp_path / "sum.safetensors"), "--form", "pth", "--task", "part"]
+    assert main([*given, "--out", str(tmp_path / "part.pth")]) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'part.pth'}\n"
+    sam = load_sam("micro", tmp_path / "part.pth")
+    added = sam.prompt_encoder.no_mask_embed.weight - model.sam.prompt_encoder.no_mask_embed.weight
+    assert torch.allclose(added, torch.tensor(0.25))
+    assert main([*given, "--out", str(tmp_path / "part.safetensors")]) == 1
 
 
 IMAGE, OUT, BROKEN = "disc.png", "out", "broken.pth"

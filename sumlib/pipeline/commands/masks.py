@@ -85,7 +85,8 @@ def run(options) -> int:
 
     if not 0 <= options.crop_layers <= 4 or options.min_area < 0:
         raise UsageError("--crop-layers must be 0 to 4, --min-area 0 or more")
-    top, images = find_images(options.inputs, options.out)
+    _require_own(options.out)
+    top, images = find_images(options.inputs, [options.out / form for form in FORMS])
     finder = Finder(options)
     records = Records(options.out, top, finder.settings)
     waiting = {name for name, path in images.items() if not records.has(name, path)}
@@ -103,6 +104,14 @@ def run(options) -> int:
     joins = "coco" in options.form
     total = records.join(done, options.task or "object") if joins else records.count(done)
     return _end(options, total, done, problems)
+
+
+def _require_own(out: Path) -> None:
+    """Raise UsageError for a folder with things of others where results would go."""
+    places = [out / name for name in (*FORMS, "coco.json")]
+    others = [str(place) for place in places if place.exists()]
+    if others and not (out / "records").is_dir():
+        raise UsageError(f"{others[0]} was not written by this command: name another folder with --out")
 
 
 def _end(options, total: int, done: list[str], problems: dict[str, str]) -> int:
