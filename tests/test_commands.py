@@ -267,6 +267,12 @@ def test_export_writes_a_plain_sam_with_the_task(tmp_path, capsys):
     assert main([*given, "--out", str(tmp_path / "part.safetensors")]) == 1
 
 
+def test_report_says_where_nothing_was_run(tmp_path, capsys):
+    pytest.importorskip("sumlib.pipeline.own.report", reason="own projects are not there")
+    assert main(["report", str(tmp_path)]) == 1
+    assert str(tmp_path / "results") in (said := capsys.readouterr().err) and "run the project" in said
+
+
 IMAGE, OUT, BROKEN = "disc.png", "out", "broken.pth"
 PREDICT, MASKS, CLICK = ["predict", IMAGE], ["masks", IMAGE, "--out", OUT], ["--point", "5,5"]
 WRONG = {

@@ -4,11 +4,13 @@ from pathlib import Path
 
 from sumlib.pipeline.commands.common import OK, add_command
 
+RESULTS = "results"
+"""Folder of a project that holds its report."""
 TEXT = """\
-Write a project's report from what its runs left.
+Write a project's report again from what its run left.
 
-Masks before and after on held-out images, what was forgotten, best and worst examples. Nothing is trained.
-PROJECT is the project's folder.
+Masks before and after on held-out images, what was forgotten, best and worst examples: PROJECT/results/
+report.md and report.html. Nothing is computed anew. PROJECT is the project's folder.
 """
 EXAMPLE = "  sumlib report leaves/"
 
@@ -21,9 +23,8 @@ def add(commands) -> None:
 
 def run(options) -> int:
     """The files written go to the standard output, one a line."""
-    from sumlib.pipeline.own.project import read_project
     from sumlib.pipeline.own.report import write_report
 
-    for path in write_report(read_project(options.project)):
+    for path in write_report(options.project / RESULTS):
         print(path)
     return OK
