@@ -17,7 +17,7 @@ NOTEBOOK_FILES = sorted(NOTEBOOKS.glob("*.ipynb"))
 
 
 PUBLIC = {
-    "sumlib.model": ["load_sam", "load_sum", "save_sum", "Sum", "SumPredictor"],
+    "sumlib.model": ["load_sam", "load_sum", "save_sum", "Sum", "SumPredictor", "SumMaskGenerator"],
     "sumlib.losses": ["focal_loss", "dice_loss"],
     "sumlib.uncertainty": ["uncertainty_map", "certainty_map"],
     "sumlib.sampler": ["sample_point", "first_click", "next_click", "boundary_click"],

@@ -9,7 +9,6 @@ import torch
 from segment_anything import SamAutomaticMaskGenerator, SamPredictor, sam_model_registry
 from small import small_sum
 
-from sumlib.methods.hq_sam import HqSum
 from sumlib.model import checkpoint as module
 from sumlib.model.checkpoint import (
     MODEL_TYPES,
@@ -222,11 +221,6 @@ def test_task_vector_changes_the_output_only_when_given(micro):
             predictor.predict(**given, task=bad)
     with pytest.raises(RuntimeError, match="image must be set"):
         SumPredictor(micro).predict(**given, task=1)
-
-
-def test_the_predictor_refuses_hq_sams_architecture(micro):
-    with torch.random.fork_rng(), pytest.raises(ValueError, match="through Sum.encode and Sum.decode"):
-        SumPredictor(HqSum(micro.sam))
 
 
 @torch.no_grad()

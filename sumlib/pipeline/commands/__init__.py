@@ -1,0 +1,1 @@
+"""The command line `sumlib`: what people do outside notebooks, a file a command."""
