@@ -56,7 +56,7 @@ lab: env
 
 lock: env
 	@$(IN_ENV); command -v uv >/dev/null || python -m pip install --quiet uv; \
-	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
+	uv pip compile --quiet --universal --python-version 3.11 --extra export --generate-hashes --no-annotate --no-header \
 	  --no-emit-index-url --no-emit-find-links --output-file requirements.lock pyproject.toml
 
 clean:

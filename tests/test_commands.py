@@ -236,7 +236,6 @@ def test_after_an_end_in_the_middle_the_same_command_goes_on(
 
 
 def test_check_reads_a_project_and_counts(folder, tmp_path, capsys):
-    pytest.importorskip("sumlib.pipeline.own.check", reason="own projects are not there")
     project = tmp_path / "leaves"
     for name in ("images", "masks"):
         (project / name).mkdir(parents=True)
@@ -253,7 +252,6 @@ def test_check_reads_a_project_and_counts(folder, tmp_path, capsys):
 
 
 def test_export_writes_a_plain_sam_with_the_task(tmp_path, capsys):
-    pytest.importorskip("sumlib.model.export", reason="exports are not there")
     model = Sum(load_sam("micro", MICRO))
     with torch.no_grad():
         model.task_prompt.weight[3] = 0.25
@@ -268,7 +266,6 @@ def test_export_writes_a_plain_sam_with_the_task(tmp_path, capsys):
 
 
 def test_report_says_where_nothing_was_run(tmp_path, capsys):
-    pytest.importorskip("sumlib.pipeline.own.report", reason="own projects are not there")
     assert main(["report", str(tmp_path)]) == 1
     assert str(tmp_path / "results") in (said := capsys.readouterr().err) and "run the project" in said
 

@@ -10,7 +10,7 @@ import yaml
 
 from sumlib.base.paths import ROOT
 
-PAGES = ["README.md", "docs/method.md", "docs/datasets.md", "results/README.md"]
+PAGES = ["README.md", "docs/method.md", "docs/datasets.md", "docs/own_data.md", "results/README.md"]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 

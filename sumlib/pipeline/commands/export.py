@@ -25,7 +25,12 @@ def add(commands) -> None:
     parser.add_argument("model", type=Path, metavar="MODEL", help="the model's file")
     parser.add_argument("--form", choices=FORMS, required=True, help="see above")
     parser.add_argument("--out", type=Path, required=True, metavar="PATH", help="file or folder to write")
-    parser.add_argument("--base", type=Path, metavar="FILE", help="SAM's checkpoint that was tuned")
+    parser.add_argument(
+        "--base",
+        type=Path,
+        metavar="FILE",
+        help="SAM's checkpoint that was tuned; an adapter file as MODEL needs it, too",
+    )
     add_task(parser)
 
 
@@ -34,8 +39,10 @@ def run(options) -> int:
     from sumlib.model.export import export_model
     from sumlib.pipeline.commands.models import open_model, task_of
 
-    model, notes = open_model(options.model, "cpu")
+    model, notes = open_model(options.model, "cpu", options.base)
     task = task_of(options.task, model, notes)
-    for path in export_model(model, options.out, options.form, task=task, base=options.base):
+    names = {"task_names": notes["tasks"]} if notes.get("tasks") and options.form != "pth" else {}
+    base = options.base if options.form == "adapter" else None
+    for path in export_model(model, options.out, options.form, task=task, base=base, **names):
         print(path)
     return OK
