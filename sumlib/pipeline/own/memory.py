@@ -186,19 +186,27 @@ def _measured(backbone: str, tuned: str, name: str, *, prompts: int | None, roun
     """Print what `measure_step` returns."""
     recipe = RECIPES[name]
     with seeded(0):
+        _train(
+            *_model("micro_b", "full", recipe, 2), recipe, 2
+        )  # what libraries load at first use is no step's
         model, config = _model(backbone, tuned, recipe, rounds)
     before = _resident()
+    seconds = _train(model, config, recipe, prompts or recipe.prompts_at_once)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    print(json.dumps({"seconds": seconds, "model": before, "above": peak - before}))
+
+
+def _train(model: Sum, config: FinetuneConfig, recipe: Recipe, prompts: int) -> float:
+    """One step with the optimiser's averages in place; its seconds."""
     optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-5)
     for p in model.parameters():
         p.grad = torch.zeros_like(p) if p.requires_grad else None
     optimiser.step()  # so that its averages are there, as in every step but the first
-    batch = _batch(model, recipe.images_at_once, prompts or recipe.prompts_at_once)
+    batch = _batch(model, recipe.images_at_once, prompts)
     start = time.perf_counter()
     interactive_step(model, batch, RUN, config, torch.Generator().manual_seed(0))
     optimiser.step()
-    seconds = time.perf_counter() - start
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(json.dumps({"seconds": seconds, "model": before, "above": peak - before}))
+    return time.perf_counter() - start
 
 
 def _resident() -> int:
