@@ -146,8 +146,12 @@ def count_step(
     )
 
 
-def table(backbones: Sequence[str], tunings: Sequence[str], recipes: Sequence[str]) -> str:
+def table(
+    backbones: Sequence[str], tunings: Sequence[str], recipes: Sequence[str], **options: int | None
+) -> str:
     """Markdown: GB of a training step by backbone, tuning and recipe; in brackets what does not fit.
+
+    ``options`` are those of `count_step`.
 
     >>> print(table(["micro_b"], ["decoder"], ["8gb"]))
     | backbone | tuning | 8gb |
@@ -159,7 +163,7 @@ def table(backbones: Sequence[str], tunings: Sequence[str], recipes: Sequence[st
         for tuned in tunings:
             cells = []
             for name in recipes:
-                size = count_step(backbone, tuned, RECIPES[name]).total / 1e9
+                size = count_step(backbone, tuned, RECIPES[name], **options).total / 1e9
                 cells.append(f"{size:.1f}" if size <= 0.9 * RECIPES[name].memory_gb else f"({size:.1f})")
             lines.append(f"| {backbone} | {tuned} | {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -255,10 +259,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--prompts", type=int, help="prompts at once, if not the recipe's")
     parser.add_argument("--rounds", type=int, help="rounds of clicks (7)")
     given = parser.parse_args(arguments)
-    if given.what == "count":
-        print(table(given.backbone, given.tuning, given.recipe))
-        return
     options = {"prompts": given.prompts, "rounds": given.rounds}
+    if given.what == "count":
+        print(table(given.backbone, given.tuning, given.recipe, **options))
+        return
     for backbone in given.backbone:
         for tuned in given.tuning:
             for name in given.recipe:
