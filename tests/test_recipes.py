@@ -108,7 +108,8 @@ def gpu():
 
 
 @pytest.mark.parametrize(
-    "work, size", [(huge_tensor, "bytes"), (huge_array, "^out of memory: "), (gpu, r"\(2.50 GiB more were asked for\)")]
+    "work, size",
+    [(huge_tensor, "bytes"), (huge_array, "^out of memory: "), (gpu, r"\(2.50 GiB more were asked for\)")],
 )
 def test_out_of_memory_names_the_key_to_lower(work, size):
     recipe, caught = RECIPES["16gb"], pytest.raises(MemoryExceeded, match=size)
