@@ -18,7 +18,7 @@ import time
 import weakref
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -222,7 +222,9 @@ def _resident() -> int:
 def _model(backbone: str, tuned: str, recipe: Recipe, rounds: int | None) -> tuple[Sum, FinetuneConfig]:
     """A model with random weights, ready to be trained as the recipe says."""
     config = load_config("paper").finetune
-    config = replace(config, bf16=recipe.bf16, rounds=rounds or config.rounds)
+    shared = {field.name for field in fields(config)} & {field.name for field in fields(recipe)}
+    config = replace(config, **{name: getattr(recipe, name) for name in shared})
+    config = replace(config, rounds=rounds or config.rounds)
     model = Sum(load_sam(backbone))
     encoder = model.sam.image_encoder
     if encoder.img_size > recipe.input_side:
