@@ -152,11 +152,6 @@ def table(
     """Markdown: GB of a training step by backbone, tuning and recipe; in brackets what does not fit.
 
     ``options`` are those of `count_step`.
-
-    >>> print(table(["micro_b"], ["decoder"], ["8gb"]))
-    | backbone | tuning | 8gb |
-    | --- | --- | ---: |
-    | micro_b | decoder | 0.1 |
     """
     lines = [f"| backbone | tuning | {' | '.join(recipes)} |", f"| --- | --- |{' ---: |' * len(recipes)}"]
     for backbone in backbones:
