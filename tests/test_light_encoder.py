@@ -1,6 +1,7 @@
 """The image encoder in less memory: SAM's numbers and gradients, its weights, and other input sides."""
 
 from copy import deepcopy
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -12,12 +13,16 @@ from segment_anything.modeling.image_encoder import Attention, Block
 from small import small_sum
 from torch import nn
 
+from sumlib.config.params import load_config
+from sumlib.config.runs import RunConfig
 from sumlib.methods.hq_sam import HqSum
 from sumlib.model.adapters import add_adapters, add_lora
 from sumlib.model.light_encoder import is_light, lighten, resize_input, restore
 from sumlib.model.micro_sam import build_sam_micro
 from sumlib.model.predictor import SumPredictor
 from sumlib.model.sum import Sum
+from sumlib.train.batches import Batch
+from sumlib.train.interactive import interactive_step
 
 LIGHT = [(True, False), (False, True), (True, True)]
 
@@ -258,3 +263,32 @@ def test_at_512_pixels_official_weights_load_and_everything_is_consistent():
     again = official.predict(np.array([[45, 30]]), np.array([1]), mask_input=low[:1], multimask_output=False)
     assert again[0].shape == (1, 60, 90)
     assert Sum(sam).preprocess(image).shape == (3, 512, 512)
+
+
+def test_a_training_step_at_512_pixels_reaches_the_weights_in_their_official_shapes():
+    model = Sum(vit_b_sam(3)).train()
+    encoder = model.sam.image_encoder
+    resize_input(model.sam, 512)
+    lighten(encoder, checkpointing=True)
+    target = torch.zeros(2, 512, 512, dtype=torch.bool)
+    target[0, 100:300, 50:250] = target[1, 300:400, 200:500] = True
+    batch = Batch(
+        torch.randn(1, 3, 512, 512),
+        torch.zeros(2, dtype=torch.long),
+        target,
+        torch.ones(target.shape),
+        torch.full((2, 2), -1.0),
+        torch.ones(2, dtype=torch.long),
+    )
+    run = RunConfig("test", "SUM", "small", task_prompt="first")
+    config = replace(load_config("smoke").finetune, rounds=2, bf16=True)
+    losses = interactive_step(model, batch, run, config, torch.Generator().manual_seed(0))
+    assert all(0 < value < 100 for value in losses.values())
+    for parameter, shape in [
+        (encoder.pos_embed, (1, 64, 64, 768)),
+        (encoder.blocks[2].attn.rel_pos_h, (127, 64)),
+        (encoder.blocks[0].attn.rel_pos_w, (27, 64)),
+        (model.task_prompt.weight, (4, 256)),
+    ]:
+        assert parameter.shape == parameter.grad.shape == shape
+        assert parameter.grad.isfinite().all() and parameter.grad.abs().max() > 0

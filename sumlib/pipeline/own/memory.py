@@ -18,7 +18,7 @@ import time
 import weakref
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -146,20 +146,19 @@ def count_step(
     )
 
 
-def table(backbones: Sequence[str], tunings: Sequence[str], recipes: Sequence[str]) -> str:
+def table(
+    backbones: Sequence[str], tunings: Sequence[str], recipes: Sequence[str], **options: int | None
+) -> str:
     """Markdown: GB of a training step by backbone, tuning and recipe; in brackets what does not fit.
 
-    >>> print(table(["micro_b"], ["decoder"], ["8gb"]))
-    | backbone | tuning | 8gb |
-    | --- | --- | ---: |
-    | micro_b | decoder | 0.1 |
+    ``options`` are those of `count_step`.
     """
     lines = [f"| backbone | tuning | {' | '.join(recipes)} |", f"| --- | --- |{' ---: |' * len(recipes)}"]
     for backbone in backbones:
         for tuned in tunings:
             cells = []
             for name in recipes:
-                size = count_step(backbone, tuned, RECIPES[name]).total / 1e9
+                size = count_step(backbone, tuned, RECIPES[name], **options).total / 1e9
                 cells.append(f"{size:.1f}" if size <= 0.9 * RECIPES[name].memory_gb else f"({size:.1f})")
             lines.append(f"| {backbone} | {tuned} | {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -186,19 +185,27 @@ def _measured(backbone: str, tuned: str, name: str, *, prompts: int | None, roun
     """Print what `measure_step` returns."""
     recipe = RECIPES[name]
     with seeded(0):
+        _train(
+            *_model("micro_b", "full", recipe, 2), recipe, 2
+        )  # what libraries load at first use is no step's
         model, config = _model(backbone, tuned, recipe, rounds)
     before = _resident()
+    seconds = _train(model, config, recipe, prompts or recipe.prompts_at_once)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    print(json.dumps({"seconds": seconds, "model": before, "above": peak - before}))
+
+
+def _train(model: Sum, config: FinetuneConfig, recipe: Recipe, prompts: int) -> float:
+    """One step with the optimiser's averages in place; its seconds."""
     optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-5)
     for p in model.parameters():
         p.grad = torch.zeros_like(p) if p.requires_grad else None
     optimiser.step()  # so that its averages are there, as in every step but the first
-    batch = _batch(model, recipe.images_at_once, prompts or recipe.prompts_at_once)
+    batch = _batch(model, recipe.images_at_once, prompts)
     start = time.perf_counter()
     interactive_step(model, batch, RUN, config, torch.Generator().manual_seed(0))
     optimiser.step()
-    seconds = time.perf_counter() - start
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(json.dumps({"seconds": seconds, "model": before, "above": peak - before}))
+    return time.perf_counter() - start
 
 
 def _resident() -> int:
@@ -210,7 +217,9 @@ def _resident() -> int:
 def _model(backbone: str, tuned: str, recipe: Recipe, rounds: int | None) -> tuple[Sum, FinetuneConfig]:
     """A model with random weights, ready to be trained as the recipe says."""
     config = load_config("paper").finetune
-    config = replace(config, bf16=recipe.bf16, rounds=rounds or config.rounds)
+    shared = {field.name for field in fields(config)} & {field.name for field in fields(recipe)}
+    config = replace(config, **{name: getattr(recipe, name) for name in shared})
+    config = replace(config, rounds=rounds or config.rounds)
     model = Sum(load_sam(backbone))
     encoder = model.sam.image_encoder
     if encoder.img_size > recipe.input_side:
@@ -247,10 +256,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--prompts", type=int, help="prompts at once, if not the recipe's")
     parser.add_argument("--rounds", type=int, help="rounds of clicks (7)")
     given = parser.parse_args(arguments)
-    if given.what == "count":
-        print(table(given.backbone, given.tuning, given.recipe))
-        return
     options = {"prompts": given.prompts, "rounds": given.rounds}
+    if given.what == "count":
+        print(table(given.backbone, given.tuning, given.recipe, **options))
+        return
     for backbone in given.backbone:
         for tuned in given.tuning:
             for name in given.recipe:

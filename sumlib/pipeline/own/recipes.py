@@ -40,9 +40,9 @@ class Recipe:
     a third more time in the encoder."""
     light_attention: bool = True
     """Never write out attention in the encoder (`lighten`)."""
-    loss_side: Annotated[int, Range(32, 4096)] | None = None
-    """Side in pixels at which answers are compared with masks; null: that of the input. 256 is that of the
-    decoder's own logits at 1024, a sixteenth of the memory. Changes the numbers."""
+    loss_side: Annotated[str, OneOf(("full", "low"))] = "full"
+    """Size at which answers are compared with masks: the input's, or that of the decoder's own logits (256
+    pixels at 1024), a sixteenth of the memory. Changes the numbers."""
     workers: Whole = 0
     """Processes that load images ahead; 0: none, images are loaded when they are needed."""
     cached_embeddings: bool = True
@@ -133,14 +133,13 @@ def lowered(recipe: Recipe, training: bool = True) -> tuple[str, Recipe] | None:
     """
     half = lambda key: {key: getattr(recipe, key) // 2} if getattr(recipe, key) > 1 else {}
     on = lambda key: {} if getattr(recipe, key) else {key: True}
-    full = recipe.loss_side or recipe.input_side
     steps = [
         half("images_at_once"),
         half("prompts_at_once") if training else half("decoder_chunk"),
         on("light_attention"),
         on("checkpointing") if training else {},
         on("bf16"),
-        {"loss_side": 256} if training and full > 256 else {},
+        {"loss_side": "low"} if training and recipe.loss_side == "full" else {},
         {"tuning": "decoder"} if training and recipe.tuning != "decoder" else {},
         {"input_side": recipe.input_side - 256} if recipe.input_side > 512 else {},
     ]
