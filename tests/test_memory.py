@@ -80,5 +80,5 @@ def test_the_count_is_near_what_is_measured(counted):
 
 
 def test_the_command_prints_a_table(capsys):
-    main(["count", "--backbone", "micro_b", "--tuning", "decoder", "--recipe", "8gb"])
+    main(["count", "--backbone", "micro_b", "--tuning", "decoder", "--recipe", "8gb", "--rounds", "1"])
     assert capsys.readouterr().out.splitlines()[-1].startswith("| micro_b | decoder | 0.")
