@@ -1,14 +1,20 @@
 """The pages written by hand: links lead somewhere, commands exist, the README's tree is the package's."""
 
 import json
+import os
 import re
+import shlex
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import yaml
 
-from sumlib.base.paths import ROOT
+from sumlib.base.paths import ROOT, SAMPLE
+from sumlib.data.images import read_image
+from sumlib.model import Sum, load_sam, save_sum
+from sumlib.pipeline.commands.main import build_parser
 
 PAGES = ["README.md", "docs/method.md", "docs/datasets.md", "docs/own_data.md", "results/README.md"]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -139,3 +145,21 @@ def test_the_results_table_is_the_results():
             seeds = [means[model, train_set, task, rounds, metric] for metric in ("mIoU", "mBIoU")]
             assert cell == " / ".join(f"{values.mean():.1f}" for values in seeds), (model, task, rounds)
             assert count in (str(len(seeds[0])), "–")
+
+
+def test_commands_of_the_readme_are_understood():
+    lines = re.findall(r"^sumlib [^\n#]+", README, re.MULTILINE)
+    names = [build_parser().parse_args(shlex.split(line)[1:]).command for line in lines]
+    assert set(names) == {"check", "masks", "predict", "export"}
+
+
+def test_python_of_the_readme_runs(tmp_path):
+    (snippet,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    path = tmp_path / "sum.safetensors"
+    sam = load_sam("micro", SAMPLE / "foundation" / "sam.safetensors")
+    save_sum(path, Sum(sam), {"model_type": "micro"})
+    image = read_image(SAMPLE / "internal" / "images" / sorted(os.listdir(SAMPLE / "internal" / "images"))[0])
+    given = {"image": image, "points": np.array([[32, 32]]), "labels": np.array([1])}
+    exec(snippet.replace("artifacts/finetune/sum-medium.safetensors", str(path)), given)
+    assert given["masks"].shape == given["certainty"].shape == (3, *image.shape[:2])
+    assert given["records"] and given["records"][0]["segmentation"].shape == image.shape[:2]
