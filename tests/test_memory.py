@@ -76,7 +76,7 @@ def test_the_count_is_near_what_is_measured(counted):
     recipe, options = "8gb", {"prompts": 160, "rounds": 2}
     size = count_step("micro_b", "decoder", RECIPES[recipe], **options)
     measured = measure_step("micro_b", "decoder", recipe, **options)
-    assert 0.8 < measured["above"] / (size.step + size.optimiser) < 1.6
+    assert 0.8 < measured["above"] / (size.step + size.optimiser) < 2
 
 
 def test_the_command_prints_a_table(capsys):

@@ -11,6 +11,7 @@ kernels use inside themselves, the allocator's waste, nor a GPU's context (about
 
 import argparse
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -175,7 +176,9 @@ def measure_step(
     options = {"prompts": prompts, "rounds": rounds}
     call = f"_measured({backbone!r}, {tuned!r}, {recipe!r}, **{options!r})"
     code = f"from sumlib.pipeline.own.memory import _measured; {call}"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("MALLOC_")}
+    # the settings of `make` keep freed memory in the process: the peak would be that of all steps together
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=kept)
     if done.returncode:
         raise RuntimeError(f"the step could not be measured:\n{done.stderr.strip()}")
     return json.loads(done.stdout.splitlines()[-1])
